@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+
+#include "forge/base/dtype.h"
+
+namespace forge {
+
+// A row-major matrix that somebody else owns. `stride` is the distance between rows in elements, at least `cols`.
+struct ConstMatrix {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;
+
+  const void* row(std::int64_t r) const {
+    return static_cast<const char*>(data) + static_cast<std::size_t>(r * stride) * size_of(dtype);
+  }
+};
+
+struct Matrix {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;
+
+  void* row(std::int64_t r) const {
+    return static_cast<char*>(data) + static_cast<std::size_t>(r * stride) * size_of(dtype);
+  }
+  operator ConstMatrix() const { return {data, dtype, rows, cols, stride}; }  // NOLINT: a view of the same numbers
+};
+
+}  // namespace forge
