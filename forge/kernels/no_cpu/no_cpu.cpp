@@ -1,0 +1,18 @@
+#include "forge/base/error.h"
+#include "forge/kernels/cpu/cpu.h"
+
+// Built without Highway: only the reference kernels exist.
+namespace forge::cpu {
+namespace {
+
+[[noreturn]] void absent() { fail("kernels: built without Highway, use Target::ref"); }
+
+}  // namespace
+
+std::span<const Target> targets() { return {}; }
+std::size_t workspace_bytes(const Expression&, int, Target) { absent(); }
+void update(const Matrix&, std::span<const Matrix>, const Expression&, const RuleStep&, const Context&) { absent(); }
+void materialize(const Matrix&, const Expression&, const Context&) { absent(); }
+double sum_squares(const Expression&, const Context&) { absent(); }
+
+}  // namespace forge::cpu

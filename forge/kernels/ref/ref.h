@@ -1,0 +1,18 @@
+#pragma once
+
+#include <span>
+
+#include "forge/kernels/target.h"
+#include "forge/rules/list.h"
+
+// The definition of every operation: plain loops, one thread, std::fma. The headers in kernels/ are the contracts;
+// arguments have been checked.
+namespace forge::ref {
+
+std::size_t workspace_bytes(const Expression& G);
+void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+            const Context& context);
+void materialize(const Matrix& D, const Expression& G, const Context& context);
+double sum_squares(const Expression& G, const Context& context);
+
+}  // namespace forge::ref
