@@ -1,0 +1,21 @@
+#pragma once
+
+#include <span>
+
+#include "forge/kernels/target.h"
+#include "forge/rules/list.h"
+
+// The operations on vector instructions and several threads, as chain + strip + row operation (halves.h). Arguments
+// have been checked. kernels/no_cpu has the same symbols for builds without Highway.
+namespace forge::cpu {
+
+// The instruction sets this machine can run, slowest first.
+std::span<const Target> targets();
+
+std::size_t workspace_bytes(const Expression& G, int workers, Target target);
+void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+            const Context& context);
+void materialize(const Matrix& D, const Expression& G, const Context& context);
+double sum_squares(const Expression& G, const Context& context);
+
+}  // namespace forge::cpu

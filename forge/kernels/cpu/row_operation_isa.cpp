@@ -1,0 +1,126 @@
+// The row operation half: rule × weight format × state format over one segment of a row. It knows no matrix product.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <variant>
+
+#include "forge/base/scalar.h"
+#include "forge/kernels/cpu/halves.h"
+#include "forge/kernels/cpu/isa.h"
+#include "forge/kernels/norm_lanes.h"
+
+HWY_BEFORE_NAMESPACE();
+#include "forge/formats/list.h"
+#include "forge/kernels/cpu/lanes.h"
+#include "forge/rules/list.h"
+
+namespace forge::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+template <class Rule, class WeightFormat, class StateFormat>
+struct Operation {
+  using Weight = typename WeightFormat::Storage;
+  using State = typename StateFormat::Storage;
+  static constexpr int kMoments = Rule::kMoments;
+  static constexpr int kArray = std::max(kMoments, 1);  // C++ has no array of none
+
+  static HWY_INLINE void apply(Weight* w, State* const* s, const float* g, float scale,
+                               const typename Rule::Step& step) {
+    Lanes x = WeightFormat::template decode<Lanes>(w);
+    Lanes moments[kArray];
+    for (int k = 0; k < kMoments; ++k) moments[k] = StateFormat::template decode<Lanes>(s[k]);
+    Rule::update(x, Lanes(scale) * Lanes::load(g), moments, step);
+    WeightFormat::encode(x, w);
+    for (int k = 0; k < kMoments; ++k) StateFormat::encode(moments[k], s[k]);
+  }
+
+  // Fewer than kLanes columns: through full registers on the stack, so that the arithmetic is the same.
+  static void apply_rest(Weight* w, State* const* s, const float* g, std::int64_t n, float scale,
+                         const typename Rule::Step& step) {
+    Weight w_full[Lanes::kLanes] = {};
+    State s_full[kArray][Lanes::kLanes] = {};
+    State* s_rows[kArray];
+    float g_full[Lanes::kLanes] = {};
+    std::memcpy(w_full, w, n * sizeof(Weight));
+    std::memcpy(g_full, g, n * sizeof(float));
+    for (int k = 0; k < kMoments; ++k) {
+      s_rows[k] = s_full[k];
+      std::memcpy(s_full[k], s[k], n * sizeof(State));
+    }
+    apply(w_full, s_rows, g_full, scale, step);
+    std::memcpy(w, w_full, n * sizeof(Weight));
+    for (int k = 0; k < kMoments; ++k) std::memcpy(s[k], s_full[k], n * sizeof(State));
+  }
+
+  static void run(void* w_row, void* const* s_rows, const float* g, std::int64_t n, float scale, const void* step_) {
+    const auto step = *static_cast<const typename Rule::Step*>(step_);  // a copy: stores cannot alias it
+    auto* w = static_cast<Weight*>(w_row);
+    State* s[kArray];
+    for (int k = 0; k < kMoments; ++k) s[k] = static_cast<State*>(s_rows[k]);
+    std::int64_t j = 0;
+    for (; j + Lanes::kLanes <= n; j += Lanes::kLanes) {
+      apply(w, s, g + j, scale, step);
+      w += Lanes::kLanes;
+      for (int k = 0; k < kMoments; ++k) s[k] += Lanes::kLanes;
+    }
+    if (j < n) apply_rest(w, s, g + j, n - j, scale, step);
+  }
+};
+
+RowUpdate find_update(std::size_t rule, DType weight, DType state) {
+  RowUpdate found = nullptr;
+  std::size_t index = 0;
+  RuleList::for_each([&]<class Rule>() {
+    FormatList::for_each([&]<class WeightFormat>() {
+      FormatList::for_each([&]<class StateFormat>() {
+        if (index == rule && WeightFormat::kDType == weight && StateFormat::kDType == state)
+          found = Operation<Rule, WeightFormat, StateFormat>::run;
+      });
+    });
+    ++index;
+  });
+  return found;
+}
+
+template <class Format>
+void store_typed(void* d, const float* g, std::int64_t n, float scale) {
+  auto* to = static_cast<typename Format::Storage*>(d);
+  std::int64_t j = 0;
+  for (; j + Lanes::kLanes <= n; j += Lanes::kLanes) Format::encode(Lanes(scale) * Lanes::load(g + j), to + j);
+  for (; j < n; ++j) Format::encode(Scalar(scale * g[j]), to + j);
+}
+
+void store(void* d, DType dtype, const float* g, std::int64_t n, float scale) {
+  FormatList::for_each([&]<class Format>() {
+    if (Format::kDType == dtype) store_typed<Format>(d, g, n, scale);
+  });
+}
+
+void add_squares(double* lanes, const float* g, std::int64_t n, float scale) {
+  const hn::ScalableTag<double> d;
+  const hn::Rebind<float, decltype(d)> half;
+  constexpr std::int64_t kStep = HWY_LANES(double);
+  std::int64_t j = 0;
+  for (; j + kNormLanes <= n; j += kNormLanes)
+    for (std::int64_t k = 0; k < kNormLanes; k += kStep) {
+      auto x = hn::PromoteTo(d, hn::Mul(hn::Set(half, scale), hn::LoadU(half, g + j + k)));
+      hn::StoreU(hn::MulAdd(x, x, hn::LoadU(d, lanes + k)), d, lanes + k);
+    }
+  for (std::int64_t k = 0; j < n; ++j, ++k) {
+    double x = scale * g[j];
+    lanes[k] += x * x;
+  }
+}
+
+}  // namespace
+
+constexpr RowHalf kRowHalf = {find_update, store, add_squares};
+
+}  // namespace HWY_NAMESPACE
+
+extern const RowHalf FORGE_ISA(row);
+const RowHalf FORGE_ISA(row) = HWY_NAMESPACE::kRowHalf;
+
+}  // namespace forge::cpu
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace forge::cpu {
+
+struct TileProblem {
+  std::int64_t out, in;
+  std::int64_t tokens;  // of all Outer terms
+  int workers;
+  int tile_rows, tile_cols;  // of the chain half
+};
+
+// How a weight is cut. It decides speed only: no choice changes a bit of the result.
+struct TileConfig {
+  std::int64_t strip_panels;  // panels of tile_rows rows of a strip of G
+  std::int64_t strip_cols;    // its columns, a multiple of tile_cols
+  std::int64_t task_panels;   // panels that one worker takes at a time, a multiple of strip_panels
+  std::int64_t block_cols;    // columns whose X is packed at once, a multiple of strip_cols
+
+  bool operator==(const TileConfig&) const = default;
+};
+
+TileConfig choose_tile(const TileProblem& problem);
+std::string to_string(const TileConfig& config);
+
+}  // namespace forge::cpu
