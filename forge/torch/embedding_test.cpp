@@ -1,0 +1,70 @@
+#include <ATen/ATen.h>
+
+#include "forge/torch/functional.h"
+#include "forge/torch/optimizer.h"
+#include "forge/torch/testing/tensors.h"
+
+namespace forge {
+namespace {
+
+using testing::parameter;
+using testing::random;
+using testing::same_bits;
+using testing::throws;
+using testing::within;
+
+TEST(Embedding, RefusesWhatDoesNotFit) {
+  at::Tensor W = at::zeros({5, 3});
+  EXPECT_THAT(
+      [&] {
+        forge::embedding(at::tensor({1, 5}, at::kLong), W);
+      },
+      throws("index 5 is outside the weight's 5 rows"));
+  EXPECT_THAT([&] { forge::embedding(at::tensor({-1, 4}, at::kLong), W); }, throws("index -1"));
+  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kInt), W); }, throws("int64"));
+  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kLong), at::zeros({5})); }, throws("the weight is [5]"));
+  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kLong), W, 5); }, throws("padding_idx 5"));
+}
+
+TEST(Embedding, RecordsRowsThatEqualAutogradsGradient) {
+  at::Tensor W = parameter(random({5, 8}, 1)), W2 = parameter(W),
+             index = at::tensor({4, 0, 4, 2}, at::kLong).view({2, 2});
+  SGD opt({W}, {}, {.collapse = Collapse::never});
+  at::Tensor dY = random({2, 2, 8}, 2), y = forge::embedding(index, W);
+  EXPECT_TRUE(same_bits(y, at::embedding(W2, index)));
+  y.backward(dY);
+  at::embedding(W2, index).backward(dY);
+  EXPECT_FALSE(W.grad().defined());
+  EXPECT_TRUE(forge::gradient(W).materialize().equal(W2.grad())) << "two summands at most: any order rounds alike";
+  index.zero_();
+  EXPECT_TRUE(forge::gradient(W).materialize().equal(W2.grad())) << "the index was the user's own";
+}
+
+TEST(Embedding, SkipsThePaddingRow) {
+  at::Tensor W = parameter(random({5, 8}, 1));
+  SGD opt({W}, {}, {.collapse = Collapse::never});
+  forge::embedding(at::tensor({4, 0, 4, 2}, at::kLong), W, 4).sum().backward();
+  at::Tensor G = forge::gradient(W).materialize();
+  EXPECT_TRUE(G.sum(1).equal(at::tensor({8.f, 0.f, 8.f, 0.f, 0.f})));
+}
+
+TEST(Embedding, OfNoTokenIsAZeroGradient) {
+  at::Tensor W = parameter(random({5, 8}, 1));
+  SGD opt({W});
+  forge::embedding(at::zeros({0}, at::kLong), W).sum().backward();
+  EXPECT_FALSE(forge::gradient(W).empty());
+  EXPECT_EQ(forge::gradient(W).sum_squares(false), 0);
+}
+
+TEST(Embedding, TiedToALinearHeadCollectsBothInOneGradient) {
+  at::Tensor W = parameter(random({5, 8}, 1)), W2 = parameter(W), index = at::tensor({4, 0, 4}, at::kLong);
+  SGD opt({W}, {}, {.collapse = Collapse::never});
+  forge::linear(forge::embedding(index, W), W).pow(2).sum().backward();
+  at::linear(at::embedding(W2, index), W2).pow(2).sum().backward();
+  EXPECT_EQ(forge::gradient(W).size(), 2);
+  EXPECT_TRUE(
+      within(forge::gradient(W).materialize(), W2.grad(), at::full({5, 8}, 32 * 0x1p-24) * W2.grad().abs().max()));
+}
+
+}  // namespace
+}  // namespace forge

@@ -1,0 +1,18 @@
+#pragma once
+
+#include "forge/kernels/target.h"
+
+namespace forge {
+
+// Runs workers on torch's own threads. Inside a parallel region of torch, all on the calling thread.
+class AtExecutor final : public Executor {
+ public:
+  int workers() const override;
+  void run(FunctionRef<void(int)> body) override;
+};
+
+// What a kernel needs for G, on torch's threads. The workspace belongs to the calling thread, grows as needed and is
+// used again: a Context is valid until the thread asks for the next one.
+Context torch_context(const Expression& G);
+
+}  // namespace forge

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "forge/gradient/terms.h"
+#include "forge/torch/gram.h"
+#include "forge/torch/ledger.h"
+#include "forge/torch/matrix_view.h"
+#include "forge/torch/options.h"
+
+namespace forge {
+
+// The gradient of one parameter as a value that is not multiplied out (gradient/terms.h), on tensors. A matrix
+// parameter W (out, in) collects Outer, Rows and Dense terms; any other shape is seen as one row and collects Dense
+// terms. Tensors are kept by reference; who changes one in place before it is consumed gets an Error.
+class Gradient {
+ public:
+  // The ledger, where given, is kept informed of the bytes held.
+  explicit Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger = nullptr);
+  Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<Ledger> ledger = nullptr);
+  ~Gradient();
+  Gradient(const Gradient&) = delete;
+  Gradient& operator=(const Gradient&) = delete;
+
+  // s · dYᵀX. dY (T, out), X (T, in), fp32 or bf16. What would pin a larger buffer or has scattered rows is copied.
+  void add_outer(const at::Tensor& dY, const at::Tensor& X);
+  // Row index[t] receives values[t]. index (T) int64, values (T, in).
+  void add_rows(const at::Tensor& index, const at::Tensor& values);
+  // D of the parameter's shape.
+  void add_dense(const at::Tensor& D);
+
+  // G ← factor · G, the factor of all terms together kept in fp32: clipping, unscaling, averaging. Terms that arrive
+  // later are not affected.
+  void mul_(double factor);
+  // Drops all terms; the scale is 1 again.
+  void clear();
+
+  // True where there is no term: torch's `grad is None`, not a zero gradient.
+  bool empty() const { return terms_.empty(); }
+  std::size_t size() const { return terms_.size(); }
+  double scale() const { return scale_; }
+
+  // ‖G‖². exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
+  // near-cancelling.
+  double sum_squares(bool exact) const;
+  // The same; X Xᵀ comes from the cache where the last weight had the same X.
+  double sum_squares(bool exact, GramCache& cache) const;
+  // Every element of G is a number and not infinite.
+  bool finite() const;
+  // G as a new tensor of the parameter's shape, fp32 unless said otherwise.
+  at::Tensor materialize(at::ScalarType dtype = at::kFloat) const;
+  // Replaces all terms by one Dense term of this dtype.
+  void collapse(at::ScalarType dtype = at::kFloat);
+
+  // Bytes of the storages that the terms keep alive, each counted once.
+  std::int64_t held_bytes() const;
+  // Bytes of a dense gradient in the parameter's dtype.
+  std::int64_t dense_bytes() const;
+  // How many times collapse() replaced terms since construction.
+  std::int64_t collapses() const { return collapses_; }
+
+  void set_policy(Collapse policy, bool exact);
+
+  // The expression over the terms' memory, checked to be unchanged since it arrived. Valid until the next change.
+  Expression expression() const;
+
+ private:
+  struct Kept {  // a tensor behind a term
+    at::Tensor tensor;
+    std::int64_t version;
+    bool dense;
+  };
+
+  at::Tensor keepable(const at::Tensor& t) const;
+  float next_scale();
+  void append(const Term& term, at::ArrayRef<at::Tensor> behind);
+  void hold(const at::Tensor& t, bool dense);
+  void drop_terms();
+  void replace_by(at::Tensor D);
+  at::Tensor new_dense(at::ScalarType dtype) const;
+  void check_unchanged() const;
+
+  std::vector<std::int64_t> sizes_;
+  at::ScalarType dtype_;
+  Shape shape_;
+  std::vector<Kept> kept_;
+  std::vector<Term> terms_;
+  at::Tensor dense_;  // where defined: the first term, made by collapse
+  HeldBytes held_;
+  std::shared_ptr<Ledger> ledger_;
+  float scale_ = 1;
+  Collapse policy_ = Collapse::automatic;
+  bool exact_ = false;
+  std::int64_t collapses_ = 0;
+};
+
+// The gradient that the backward passes since the last zero_grad() have recorded for this parameter. Throws Error
+// where no optimizer of this library holds the parameter.
+Gradient& gradient(const at::Tensor& parameter);
+
+}  // namespace forge

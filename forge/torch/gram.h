@@ -1,0 +1,24 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "forge/gradient/terms.h"
+
+namespace forge {
+
+// X Xᵀ of the last weight asked for: q, k and v share their X and follow one another. Lives as long as the terms do
+// not change: for one norm over all parameters.
+struct GramCache {
+  std::vector<const void*> key;
+  at::Tensor XXt;
+};
+
+// ‖G‖² = Σ (dY dYᵀ)∘(X Xᵀ) over the tokens of all terms together, without G. None where a term is not Outer, where
+// the chain is cheaper (T ≥ in·out / (in + out)), or where the sum cancels so far that its rounding shows (more than
+// 1e-6 of it) or is not finite: then the chain must tell.
+std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache);
+
+}  // namespace forge

@@ -1,0 +1,217 @@
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <optional>
+#include <vector>
+
+#include "forge/torch/functional.h"
+#include "forge/torch/optimizer.h"
+#include "forge/torch/testing/tensors.h"
+
+namespace forge {
+namespace {
+
+using testing::parameter;
+using testing::random;
+using testing::same_bits;
+using testing::sum_bound;
+using testing::throws;
+using testing::within;
+
+constexpr OptimizerOptions kKeepTerms{.collapse = Collapse::never};
+
+TEST(Linear, RefusesWhatDoesNotFit) {
+  at::Tensor W = at::zeros({4, 8});
+  EXPECT_THAT(
+      [&] {
+        forge::linear(at::zeros({3, 5}), W);
+      },
+      throws("linear: x is [3, 5], expected (…, 8) for a weight of [4, 8]"));
+  EXPECT_THAT([&] { forge::linear(at::zeros({3, 8}), W, at::zeros({3})); }, throws("the bias is [3], expected (4)"));
+  EXPECT_THAT(
+      [&] {
+        forge::linear(at::zeros({3, 8}, at::kBFloat16), W);
+      },
+      throws("x is BFloat16 and the weight Float"));
+  EXPECT_THAT([&] { forge::linear(at::zeros({3, 8}, at::kMeta), W); }, throws("x is on meta and the weight on cpu"));
+  EXPECT_THAT([&] { forge::linear(at::zeros({3, 8}), at::zeros({8})); }, throws("the weight is [8]"));
+  EXPECT_THAT([&] { forge::linear(at::Tensor(), W); }, throws("undefined"));
+}
+
+TEST(Linear, IsAtLinearInForwardAndForBiasAndX) {
+  for (std::vector<std::int64_t> sizes : {std::vector<std::int64_t>{8}, {3, 8}, {2, 5, 8}, {2, 0, 3, 8}, {0, 8}}) {
+    at::Tensor W = parameter(random({4, 8}, 1)), b = parameter(random({4}, 2)), x = parameter(random(sizes, 3));
+    at::Tensor W2 = parameter(W), b2 = parameter(b), x2 = parameter(x);
+    SGD opt({W, b}, {}, kKeepTerms);
+    at::Tensor y = forge::linear(x, W, b), y2 = at::linear(x2, W2, b2);
+    EXPECT_TRUE(same_bits(y, y2));
+    at::Tensor dY = random(y.sizes(), 4);
+    y.backward(dY);
+    y2.backward(dY);
+    EXPECT_TRUE(within(x.grad(), x2.grad(), at::full_like(x, 1e-6)));
+    EXPECT_TRUE(within(b.grad(), b2.grad(), at::full_like(b, 1e-6)));
+    EXPECT_FALSE(W.grad().defined());
+    ASSERT_EQ(forge::gradient(W).size(), 1);
+    at::Tensor tokens = dY.reshape({y.numel() / 4, 4}), X = x.detach().reshape({y.numel() / 4, 8});
+    EXPECT_TRUE(within(forge::gradient(W).materialize(), W2.grad(), sum_bound(tokens, X)));
+  }
+}
+
+TEST(Linear, AWeightUsedTwiceRecordsBothUses) {
+  at::Tensor W = parameter(random({8, 8}, 1)), W2 = parameter(W), x = random({5, 8}, 2);
+  SGD opt({W}, {}, kKeepTerms);
+  forge::linear(at::tanh(forge::linear(x, W)), W).pow(2).sum().backward();
+  at::linear(at::tanh(at::linear(x, W2)), W2).pow(2).sum().backward();
+  EXPECT_EQ(forge::gradient(W).size(), 2);
+  // Ten contributions of at most the largest element's size squared.
+  EXPECT_TRUE(
+      within(forge::gradient(W).materialize(), W2.grad(), at::full({8, 8}, 64 * 0x1p-24) * W2.grad().abs().max()));
+}
+
+TEST(Linear, AccumulatesOverBackwardPasses) {
+  at::Tensor W = parameter(random({4, 8}, 1)), dY = random({6, 4}, 2), X = random({6, 8}, 3);
+  SGD opt({W}, {}, kKeepTerms);
+  forge::linear(X, W).backward(dY);
+  at::Tensor whole = forge::gradient(W).materialize();
+  opt.zero_grad();
+  EXPECT_TRUE(forge::gradient(W).empty());
+  for (int i = 0; i < 3; ++i) forge::linear(X.slice(0, 2 * i, 2 * i + 2), W).backward(dY.slice(0, 2 * i, 2 * i + 2));
+  EXPECT_EQ(forge::gradient(W).size(), 3);
+  EXPECT_TRUE(same_bits(forge::gradient(W).materialize(), whole));
+}
+
+// ---- The ordinary path --------------------------------------------------------------------------------------------
+
+TEST(Linear, IsOrdinaryWhereNoOptimizerHoldsTheWeight) {
+  at::Tensor W = parameter(random({4, 8}, 1));
+  EXPECT_THAT([&] { forge::gradient(W); }, throws("no optimizer holds"));
+  forge::linear(random({3, 8}, 2), W).sum().backward();
+  EXPECT_TRUE(W.grad().defined());
+}
+
+TEST(Linear, IsOrdinaryWhereTheWeightHasAHook) {
+  at::Tensor W = parameter(random({4, 8}, 1));
+  SGD opt({W});
+  int calls = 0;
+  W.register_hook([&](const at::Tensor& g) { return ++calls, g * 2; });
+  forge::linear(at::ones({3, 8}), W).sum().backward();
+  EXPECT_EQ(calls, 1);
+  EXPECT_TRUE(forge::gradient(W).empty());
+  EXPECT_TRUE(W.grad().equal(at::full({4, 8}, 6.f)));
+}
+
+TEST(Linear, IsOrdinaryWithoutGradModeAndForViewsOfTheWeight) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = random({3, 8}, 2);
+  SGD opt({W});
+  {
+    at::NoGradGuard guard;
+    EXPECT_FALSE(forge::linear(x, W).requires_grad());
+  }
+  forge::linear(x, W * 1).sum().backward();
+  EXPECT_TRUE(forge::gradient(W).empty());
+  EXPECT_TRUE(W.grad().defined());
+}
+
+TEST(Linear, AfterItsOptimizerHasGoneGivesAnOrdinaryGradient) {
+  at::Tensor W = parameter(random({4, 8}, 1)), y;
+  {
+    SGD opt({W});
+    y = forge::linear(at::ones({3, 8}), W);
+  }
+  y.sum().backward();
+  EXPECT_TRUE(W.grad().equal(at::full({4, 8}, 3.f)));
+}
+
+TEST(Linear, GivesATensorToWhoAsksForOne) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = parameter(at::ones({3, 8}));
+  SGD opt({W});
+  auto grads = torch::autograd::grad({forge::linear(x, W).sum()}, {W, x});
+  EXPECT_TRUE(grads[0].equal(at::full({4, 8}, 3.f)));
+  EXPECT_TRUE(forge::gradient(W).empty());
+}
+
+TEST(Linear, RecordsNothingWhereTheWeightIsNoInputOfBackward) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = parameter(at::ones({3, 8}));
+  SGD opt({W});
+  forge::linear(x, W).sum().backward({}, std::nullopt, false, at::TensorList(x));
+  EXPECT_TRUE(x.grad().defined());
+  EXPECT_TRUE(forge::gradient(W).empty());
+  forge::linear(x, W).sum().backward({}, std::nullopt, false, at::TensorList(W));
+  EXPECT_EQ(forge::gradient(W).size(), 1);
+}
+
+TEST(Linear, RefusesCreateGraphThroughTheWeight) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = parameter(random({3, 8}, 2));
+  SGD opt({W});
+  EXPECT_THAT([&] { forge::linear(x, W).pow(2).sum().backward({}, std::nullopt, /*create_graph=*/true); },
+              throws("create_graph"));
+  EXPECT_TRUE(forge::gradient(W).empty());
+}
+
+TEST(Linear, IsTwiceDifferentiableInX) {
+  at::Tensor W = parameter(random({4, 8}, 1)), W2 = parameter(W), x = parameter(random({3, 8}, 2));
+  SGD opt({W});
+  auto penalty = [&](const at::Tensor& y) {
+    return torch::autograd::grad({y.pow(2).sum()}, {x}, {}, std::nullopt, true)[0].pow(2).sum();
+  };
+  auto g = torch::autograd::grad({penalty(forge::linear(x, W))}, {x});
+  auto g2 = torch::autograd::grad({penalty(at::linear(x, W2))}, {x});
+  EXPECT_TRUE(within(g[0], g2[0], at::full({3, 8}, 1e-5) * g2[0].abs().max()));
+}
+
+// ---- What is kept -------------------------------------------------------------------------------------------------
+
+TEST(Linear, AUsersInputMayBeRefilledBeforeStep) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = random({1, 8}, 2);
+  SGD opt({W});
+  forge::linear(x, W).sum().backward();
+  at::Tensor before = forge::gradient(W).materialize();
+  x.zero_();
+  EXPECT_TRUE(same_bits(forge::gradient(W).materialize(), before));
+}
+
+TEST(Linear, AnActivationChangedBeforeStepRaises) {
+  at::Tensor W = parameter(random({8, 8}, 1)), V = parameter(random({8, 8}, 2));
+  SGD opt({W, V});
+  at::Tensor h = forge::linear(random({1, 8}, 3), W);
+  forge::linear(h, V).sum().backward();
+  h.detach().mul_(2);
+  at::Tensor V_before = V.detach().clone(), W_before = W.detach().clone();
+  EXPECT_THAT([&] { opt.step(); }, throws("changed in place"));
+  EXPECT_TRUE(same_bits(V, V_before));
+  EXPECT_TRUE(same_bits(W, W_before)) << "a step happens as a whole or not at all";
+}
+
+TEST(Linear, AGradientThatAutogradWouldShareWithATermIsItsOwn) {
+  // Through its view the leaf's .grad would be the storage of the layer's dY; adding to it in place would change both.
+  at::Tensor W = parameter(random({8, 8}, 1)), leaf = parameter(random({2, 4}, 2)), x = random({1, 8}, 3);
+  SGD opt({W, leaf});
+  for (int i = 0; i < 2; ++i) ((forge::linear(x, W) + leaf.view({1, 8})) * random({1, 8}, 4)).sum().backward();
+  EXPECT_NO_THROW(clip_grad_norm_({W, leaf}, 0.1));
+  EXPECT_NO_THROW(opt.step());
+}
+
+TEST(Linear, WithoutADXDoesNotMindAWeightThatHasMoved) {
+  at::Tensor W = parameter(random({4, 8}, 1)), x = random({3, 8}, 2);
+  SGD opt({W});
+  at::Tensor y = forge::linear(x, W);
+  W.detach().mul_(2);
+  EXPECT_NO_THROW(y.sum().backward());
+}
+
+TEST(Linear, UnderAutocastKeepsTheCastOfX) {
+  at::Tensor W = parameter(random({32, 32}, 1)), b = parameter(random({32}, 2)), x = parameter(random({2, 32}, 3));
+  SGD opt({W, b});
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  at::Tensor y = forge::linear(x, W, b), y2 = at::linear(x, W, b);
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::clear_cache();
+  EXPECT_TRUE(same_bits(y, y2));
+  y.to(at::kFloat).pow(2).sum().backward();
+  EXPECT_EQ(forge::gradient(W).held_bytes(), 2 * 2 * 32 * 2) << "bf16 dY and X";
+  EXPECT_EQ(x.grad().scalar_type(), at::kFloat);
+}
+
+}  // namespace
+}  // namespace forge

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "forge/base/matrix.h"
+
+namespace forge {
+
+// The element type of kernels for torch's, where there is one.
+std::optional<DType> dtype_of(at::ScalarType type);
+
+// Throws Error unless t is a dense CPU tensor of fp32 or bf16. `who` opens the sentence, `what` names the tensor.
+void check_operand(const char* who, const char* what, const at::Tensor& t);
+
+// A parameter's shape as kernels see it: what is not a matrix is one row.
+struct Shape {
+  std::int64_t out, in;
+};
+Shape matrix_shape(at::IntArrayRef sizes);
+
+// A contiguous tensor as a matrix of this shape.
+Matrix as_matrix(const at::Tensor& t, Shape shape);
+
+}  // namespace forge

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "forge/gradient/terms.h"
+#include "forge/rules/list.h"
+
+namespace forge {
+
+// W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel. The version counters of what is
+// written move, so that autograd notices a later use of what it saved.
+void update_tensor(const at::Tensor& weight, at::ArrayRef<at::Tensor> moments, const Expression& G,
+                   const RuleStep& rule);
+
+}  // namespace forge
