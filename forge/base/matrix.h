@@ -32,4 +32,8 @@ struct Matrix {
   operator ConstMatrix() const { return {data, dtype, rows, cols, stride}; }  // NOLINT: a view of the same numbers
 };
 
+// Throws Error, opened by `who` and naming `what`, where m is not (rows, cols), its stride is shorter than a row, its
+// dtype is none of DType's, or it has elements but no data.
+void check_matrix(const char* who, const char* what, const ConstMatrix& m, std::int64_t rows, std::int64_t cols);
+
 }  // namespace forge

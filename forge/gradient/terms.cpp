@@ -3,14 +3,6 @@
 namespace forge {
 namespace {
 
-void check_matrix(const char* who, const char* what, const ConstMatrix& m, std::int64_t rows, std::int64_t cols) {
-  check(m.rows == rows && m.cols == cols, who, ": ", what, " is (", m.rows, ", ", m.cols, "), expected (", rows, ", ",
-        cols, ")");
-  check(m.stride >= m.cols, who, ": ", what, " has a row stride of ", m.stride, " elements, at least its ", m.cols,
-        " columns are needed");
-  check(m.data != nullptr || m.rows == 0 || m.cols == 0, who, ": ", what, " (", rows, ", ", cols, ") has no data");
-}
-
 void check_term(const char* who, const Expression& e, const Outer& t) {
   check_matrix(who, "dY", t.dY, t.X.rows, e.out);
   check_matrix(who, "X", t.X, t.dY.rows, e.in);
@@ -18,6 +10,7 @@ void check_term(const char* who, const Expression& e, const Outer& t) {
 
 void check_term(const char* who, const Expression& e, const Rows& t) {
   check_matrix(who, "Rows values", t.values, t.values.rows, e.in);
+  check(t.index != nullptr || t.values.rows == 0, who, ": Rows has ", t.values.rows, " values and no index");
   for (std::int64_t i = 0; i < t.values.rows; ++i)
     check(t.index[i] >= 0 && t.index[i] < e.out, who, ": Rows index ", t.index[i], " at token ", i,
           " is outside the weight's ", e.out, " rows");

@@ -6,14 +6,7 @@
 
 namespace forge {
 
-// What every operation asks of its arguments, checked before anything is written. `who` opens the sentence.
-inline void check_shape(const char* who, const char* what, const ConstMatrix& m, const Expression& G) {
-  check(m.rows == G.out && m.cols == G.in, who, ": ", what, " is (", m.rows, ", ", m.cols, "), expected (", G.out, ", ",
-        G.in, ")");
-  check(m.stride >= m.cols, who, ": ", what, " has a row stride of ", m.stride, " elements, fewer than its ", m.cols,
-        " columns");
-}
-
+// What every operation asks of its context, checked before anything is written. `who` opens the sentence.
 inline void check_context(const char* who, const Expression& G, const Context& context) {
   auto all = available_targets();
   check(std::find(all.begin(), all.end(), context.target) != all.end(), who, ": this machine cannot run ",

@@ -84,6 +84,7 @@ void materialize(const Matrix& D, const Expression& G, const Context& context) {
 }
 
 double sum_squares(const Expression& G, const Context& context) {
+  FloatEnvironment ieee;
   Arena arena(context.workspace);
   auto* lanes = arena.take<double>(G.out * kNormLanes);
   std::fill_n(lanes, G.out * kNormLanes, 0.0);

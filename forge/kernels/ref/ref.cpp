@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "forge/base/bf16.h"
 #include "forge/formats/list.h"
@@ -36,7 +37,9 @@ void add_row(const Dense& term, std::int64_t row, std::int64_t in, float* g) {
 template <class Body>
 void for_each_row(const Expression& G, const Context& context, const Body& body) {
   FloatEnvironment ieee;
-  auto* g = reinterpret_cast<float*>(context.workspace.data());
+  void* row_of_G = context.workspace.data();
+  std::size_t bytes = context.workspace.size();
+  auto* g = static_cast<float*>(std::align(alignof(float), G.in * sizeof(float), row_of_G, bytes));
   for (std::int64_t row = 0; row < G.out; ++row) {
     std::fill_n(g, G.in, -0.0f);
     for (const Term& term : G.terms) std::visit([&](const auto& t) { add_row(t, row, G.in, g); }, term);
@@ -69,7 +72,7 @@ void with_format(DType dtype, F&& f) {
 
 }  // namespace
 
-std::size_t workspace_bytes(const Expression& G) { return static_cast<std::size_t>(G.in) * sizeof(float); }
+std::size_t workspace_bytes(const Expression& G) { return (static_cast<std::size_t>(G.in) + 1) * sizeof(float); }
 
 void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
             const Context& context) {

@@ -1,0 +1,120 @@
+// Contract 1, fused_equals_two_phase: update(W, S, G) equals materialize(G) → fp32 D → update(W, S, Dense(D)).
+#include <gtest/gtest.h>
+
+#include <set>
+#include <vector>
+
+#include "forge/base/testing/bits.h"
+#include "forge/base/testing/executors.h"
+#include "forge/base/testing/random.h"
+#include "forge/kernels/testing/harness.h"
+
+namespace forge {
+namespace {
+
+using namespace forge::testing;
+
+constexpr int kSteps = 3;
+
+// The gradients of some steps, and their D on each executor: D knows no rule, so one does for all.
+struct Steps {
+  std::vector<Gradient> gradients;
+  std::vector<Buffer> D;
+
+  Steps(Shape shape, const GradientSpec& spec, Random& random) {
+    for (int step = 0; step < kSteps; ++step) gradients.emplace_back(shape, spec, random);
+  }
+  void materialize_on(const Place& place) {
+    D.clear();
+    for (const Gradient& g : gradients) D.push_back(run_materialize(place, g.expression()));
+  }
+};
+
+void compare(const Place& place, Shape shape, const Steps& steps, const RuleCase& rule, DType weight, DType state) {
+  Random random(11);
+  Weight fused(shape, weight, state, moments_of(rule.prepare(1)), [&] { return random.uniform(-1, 1); });
+  Weight two_phase = fused, start = fused;
+  for (int step = 0; step < kSteps; ++step) {
+    auto at = static_cast<std::size_t>(step);
+    run_update(place, fused, steps.gradients[at].expression(), rule.prepare(step + 1));
+    Term dense = Dense{steps.D[at].view()};
+    run_update(place, two_phase, {shape.out, shape.in, std::span(&dense, 1)}, rule.prepare(step + 1));
+  }
+  EXPECT_TRUE(same_bits(fused, two_phase));
+  bool something = outer_tokens(steps.gradients[0].expression()) > 0 && shape.out * shape.in > 16;
+  EXPECT_FALSE(something && weight == DType::f32 && same_bits(fused, start)) << "nothing happened";
+}
+
+void compare_on(const Place& place, Shape shape, const Steps& steps) {
+  // The definition is plain loops: on long chains every rule, but not every storage.
+  bool every_storage = place.target != Target::ref || outer_tokens(steps.gradients[0].expression()) < 100;
+  for (const RuleCase& rule : rule_cases())
+    for_each_storage(moments_of(rule.prepare(1)), [&](DType weight, DType state) {
+      if (!every_storage && (weight != DType::f32 || state != DType::f32)) return;
+      SCOPED_TRACE(::testing::Message() << rule.name << ", W " << name_of(weight) << ", S " << name_of(state));
+      compare(place, shape, steps, rule, weight, state);
+    });
+}
+
+TEST(ContractFused, EqualsTwoPhase) {
+  Random random(5);
+  for (Shape shape : shapes())
+    for (const GradientSpec& spec : gradient_specs()) {
+      Steps steps(shape, spec, random);
+      for (Target target : available_targets())
+        for (const NamedExecutor& e : executors()) {
+          if (target == Target::ref && e.executor.workers() > 1) continue;  // it runs on the caller's thread
+          SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", " << name_of(target) << ", " << e.name);
+          Place place = {e.executor, target};
+          steps.materialize_on(place);
+          compare_on(place, shape, steps);
+          if (HasFailure()) return;  // one case is enough to read
+        }
+    }
+}
+
+TEST(ContractFused, TheTableHasEveryRule) {
+  std::set<std::size_t> seen;
+  for (const RuleCase& rule : rule_cases()) seen.insert(rule.prepare(1).index());
+  EXPECT_EQ(seen.size(), static_cast<std::size_t>(RuleList::kSize)) << "a rule has no row in rule_cases()";
+}
+
+// T = 0 is a zero gradient and the step happens: moments decay, decoupled decay shrinks W.
+TEST(ContractFused, NoTokenIsAZeroGradientAndTheStepHappens) {
+  Shape shape = {13, 33};
+  for (const char* name : {"no term", "no token", "no row", "minus zeros"})
+    for (const GradientSpec& spec : gradient_specs()) {
+      if (spec.name != name) continue;
+      for (Target target : available_targets()) {
+        SCOPED_TRACE(::testing::Message() << name << ", " << name_of(target));
+        Random random(3);
+        SerialExecutor serial;
+        Gradient gradient(shape, spec, random);
+        Weight weight(shape, DType::f32, DType::f32, 2, [&] { return random.uniform(0.5, 1); });
+        Weight before = weight;
+        run_update({serial, target}, weight, gradient.expression(), rules::AdamW::prepare({.weight_decay = 0.5}, 4));
+        for (std::int64_t r = 0; r < shape.out; ++r)
+          for (std::int64_t c = 0; c < shape.in; ++c) {
+            ASSERT_EQ(weight.S[1].at(r, c), 0.999f * before.S[1].at(r, c));
+            ASSERT_NEAR(weight.S[0].at(r, c), 0.9f * before.S[0].at(r, c), 1e-7);
+            ASSERT_LT(weight.W.at(r, c), before.W.at(r, c));
+          }
+      }
+    }
+}
+
+TEST(ContractFused, TermsAreOnlyRead) {
+  Shape shape = {13, 33};
+  for (Target target : available_targets())
+    for (const GradientSpec& spec : gradient_specs()) {
+      Random a(9), b(9);
+      Gradient gradient(shape, spec, a), untouched(shape, spec, b);
+      Weight weight(shape, DType::bf16, DType::f32, 2, [&] { return a.uniform(-1, 1); });
+      run_update({executors()[1].executor, target}, weight, gradient.expression(), rules::AdamW::prepare({}, 1));
+      EXPECT_TRUE(same_numbers(defined_gradient(gradient.expression()), defined_gradient(untouched.expression())))
+          << spec.name;
+    }
+}
+
+}  // namespace
+}  // namespace forge

@@ -1,0 +1,159 @@
+// Contract 3, rules_spell_their_fma, as it runs: a rule gives the same bits on a scalar and on every vector register;
+// and the formats that it is stored in.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "forge/base/testing/executors.h"
+#include "forge/base/testing/random.h"
+#include "forge/kernels/testing/harness.h"
+
+namespace forge {
+namespace {
+
+using namespace forge::testing;
+
+// Equal numbers; a NaN equals every NaN.
+bool same(const Buffer& a, const Buffer& b) {
+  std::vector<float> x = a.numbers(), y = b.numbers();
+  for (std::size_t i = 0; i < x.size(); ++i)
+    if (std::bit_cast<std::uint32_t>(x[i]) != std::bit_cast<std::uint32_t>(y[i]) &&
+        !(std::isnan(x[i]) && std::isnan(y[i])))
+      return false;
+  return true;
+}
+bool same(const Weight& a, const Weight& b) {
+  bool equal = same(a.W, b.W);
+  for (std::size_t k = 0; k < a.S.size(); ++k) equal = equal && same(a.S[k], b.S[k]);
+  return equal;
+}
+
+// Does the kernel of `listed` differ from the rule in this test, on any target? Wild numbers, three steps.
+template <class Rule, class Next>
+bool differs(const RuleCase& listed, DType weight, DType state, Next next) {
+  constexpr Shape kShape = {31, 67};
+  for (Target target : available_targets()) {
+    SerialExecutor serial;
+    Weight kernel(kShape, weight, state, Rule::kMoments, next), scalar = kernel;
+    for (std::int64_t step = 1; step <= 3; ++step) {
+      Buffer D = Buffer(kShape.out, kShape.in, DType::f32).fill(next);
+      Term dense = Dense{D.view()};
+      RuleStep prepared = listed.prepare(step);
+      run_update({serial, target}, kernel, {kShape.out, kShape.in, std::span(&dense, 1)}, prepared);
+      apply<Rule>(scalar, D.numbers(), *std::get_if<typename Rule::Step>(&prepared));
+      if (!same(kernel, scalar)) return true;
+    }
+  }
+  return false;
+}
+
+template <class F>
+void for_each_case_of_a_rule(F&& f) {
+  RuleList::for_each([&]<class Rule>() {
+    for (const RuleCase& c : rule_cases())
+      if (std::holds_alternative<typename Rule::Step>(c.prepare(1))) f.template operator()<Rule>(c);
+  });
+}
+
+TEST(RuleBits, AreThoseOfTheScalarOnEveryTarget) {
+  Random random(41);
+  for_each_case_of_a_rule([&]<class Rule>(const RuleCase& c) {
+    for_each_storage(Rule::kMoments, [&](DType weight, DType state) {
+      SCOPED_TRACE(::testing::Message() << c.name << ", W " << name_of(weight) << ", S " << name_of(state));
+      EXPECT_FALSE(differs<Rule>(c, weight, state, [&] { return random.uniform(-1, 1); })) << "ordinary numbers";
+      EXPECT_FALSE(differs<Rule>(c, weight, state, [&] { return random.wild(); })) << "denormal, zero, huge";
+      EXPECT_FALSE(differs<Rule>(c, weight, state, [&] { return random.any(); })) << "any pattern, NaN and Inf too";
+    });
+  });
+}
+
+// The same formulas with a multiply and an add where a rule says fma.
+struct UnfusedSgd : rules::Sgd {
+  template <class V>
+  static void update(V& w, V g, V*, const Step& s) {
+    if (s.maximize) g = -g;
+    g = V(s.weight_decay) * w + g;
+    w = V(s.minus_lr) * g + w;
+  }
+};
+struct UnfusedMomentum : rules::SgdMomentum {
+  template <class V>
+  static void update(V& w, V g, V* moment, const Step& s) {
+    V& b = moment[0];
+    if (s.maximize) g = -g;
+    g = V(s.weight_decay) * w + g;
+    b = V(s.add) * g + V(s.keep) * b;
+    V d = s.nesterov ? V(s.momentum) * b + g : b;
+    w = V(s.minus_lr) * d + w;
+  }
+};
+struct UnfusedSecondMoment : rules::AdamW {
+  template <class V>
+  static void update(V& w, V g, V* moment, const Step& s) {
+    V old = moment[1];
+    rules::AdamW::update(w, g, moment, s);
+    moment[1] = V(s.one_minus_beta2) * g * g + V(s.beta2) * old;
+  }
+};
+struct UnfusedWeight : rules::AdamW {
+  template <class V>
+  static void update(V& w, V g, V* moment, const Step& s) {
+    V old = w;
+    rules::AdamW::update(w, g, moment, s);
+    w = V(s.decay) * old - V(s.step_size) * moment[0] / fma(sqrt(moment[1]), V(s.inverse_sqrt_c2), V(s.eps));
+  }
+};
+
+TEST(RuleBits, MutationsAreCaught) {
+  Random random(42);
+  auto caught = [&]<class Mutant>() {
+    bool found = false;
+    for (const RuleCase& c : rule_cases())
+      if (std::holds_alternative<typename Mutant::Step>(c.prepare(1)))
+        found = found || differs<Mutant>(c, DType::f32, DType::f32, [&] { return random.uniform(-1, 1); });
+    return found;
+  };
+  EXPECT_TRUE(caught.operator()<UnfusedSgd>());
+  EXPECT_TRUE(caught.operator()<UnfusedMomentum>());
+  EXPECT_TRUE(caught.operator()<UnfusedSecondMoment>());
+  EXPECT_TRUE(caught.operator()<UnfusedWeight>());
+  EXPECT_FALSE(caught.operator()<rules::AdamW>());
+}
+
+TEST(FormatBits, EncodingIsThatOfTheScalarOnEveryTarget) {
+  Random random(43);
+  // Every upper half with the lower halves around its ties: 65536 × 8 numbers, and a ragged row.
+  for (Shape shape : {Shape{128, 4096}, Shape{1, 4095}, Shape{3, 7}}) {
+    Buffer D(shape.out, shape.in, DType::f32);
+    std::uint32_t i = 0;
+    D.fill([&] {
+      constexpr std::uint32_t kLow[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+      std::uint32_t low = i % 8 < 6 ? kLow[i % 8] : static_cast<std::uint32_t>(random.below(0x10000));
+      return std::bit_cast<float>((i++ / 8) << 16 | low);
+    });
+    Term dense = Dense{D.view()};
+    Expression G = {shape.out, shape.in, std::span(&dense, 1)};
+    Buffer scalar = Buffer(shape.out, shape.in, DType::bf16, 5);
+    for (std::int64_t r = 0; r < shape.out; ++r)
+      for (std::int64_t c = 0; c < shape.in; ++c) scalar.set(r, c, D.at(r, c));
+    for (Target target : available_targets())
+      EXPECT_EQ(run_materialize({executors()[1].executor, target}, G, DType::bf16).bytes(), scalar.bytes())
+          << name_of(target);
+  }
+}
+
+TEST(FormatBits, DecodingKeepsEveryPattern) {
+  Buffer D(16, 4096, DType::bf16);
+  std::uint32_t i = 0;
+  D.fill([&] { return std::bit_cast<float>(i++ << 16); });
+  Term dense = Dense{D.view()};
+  for (Target target : available_targets()) {
+    Buffer back = run_materialize({executors()[0].executor, target}, {16, 4096, std::span(&dense, 1)}, DType::f32);
+    EXPECT_TRUE(same(back, D)) << name_of(target);
+  }
+}
+
+}  // namespace
+}  // namespace forge
