@@ -1,0 +1,67 @@
+#include <ATen/Parallel.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "apps/forge/cli.h"
+#include "apps/forge/commands.h"
+#include "apps/forge/compare.h"
+#include "apps/forge/corpus.h"
+#include "forge/base/error.h"
+
+namespace forge::app {
+namespace {
+
+struct CompareFlags {
+  DataOptions data;
+  ShapeOptions shape{.preset = "47m"};
+  CompareOptions options;
+  std::filesystem::path json;
+  std::int64_t threads = 0;
+};
+
+void add_flags(CLI::App& app, CompareFlags& f) {
+  add_data_options(app, f.data);
+  app.add_option("--preset", f.shape.preset, "Shape of the model, as in forge train")->group("Comparison");
+  app.add_option("--tokens", f.options.tokens, "Tokens a step; each number is a comparison of its own")
+      ->check(positive())
+      ->group("Comparison");
+  app.add_option("--steps", f.options.steps, "Timed steps of each mode, after three that are not")
+      ->check(positive())
+      ->group("Comparison");
+  app.add_option("--exact-steps", f.options.exact_steps, "Steps in exact mode before weights are compared bit for bit")
+      ->check(positive())
+      ->group("Comparison");
+  app.add_option("--lr", f.options.lr, "Learning rate of AdamW")->check(positive())->group("Comparison");
+  app.add_option("--seed", f.options.seed, "Seed of weights and order")->group("Comparison");
+  app.add_option("--threads", f.threads, "Threads (0: one a core)")->check(not_negative())->group("Comparison");
+  app.add_option("--json", f.json, "File for the rows")->group("Output");
+}
+
+void write_json(const std::filesystem::path& path, const std::vector<CompareRow>& rows) {
+  if (path.empty()) return;
+  std::ofstream file(path);
+  file << to_json(rows).dump(2) << "\n";
+  file.close();
+  check(!file.fail(), "--json: cannot write ", path, "; name a file in a folder that exists");
+}
+
+}  // namespace
+
+void compare_command(int argc, const char* const* argv) {
+  CompareFlags flags;
+  CLI::App app("Trains one model in four ways side by side: with every gradient stored, and without.", "forge compare");
+  prepare(app);
+  add_flags(app, flags);
+  if (!parse(app, argc, argv)) return;
+  if (flags.threads > 0) at::set_num_threads(static_cast<int>(flags.threads));
+  const Corpus corpus = load_corpus(flags.data);
+  flags.options.config = make_config(flags.shape, corpus.vocab, /*seq=*/1);
+  const std::vector<CompareRow> rows = compare(flags.options, corpus.tokens);
+  fmt::print("\n{}", to_table(rows));
+  write_json(flags.json, rows);
+}
+
+}  // namespace forge::app

@@ -1,0 +1,57 @@
+#include <exception>
+#include <iostream>
+#include <string>
+
+#include "apps/forge/cli.h"
+#include "apps/forge/commands.h"
+
+namespace {
+
+constexpr const char* kHelp = R"(forge trains large language models without storing a weight gradient.
+
+Usage: forge COMMAND [FLAGS]
+
+  train     from text to a model that Hugging Face's transformers open
+  compare   the same training with and without stored gradients, side by side
+
+`forge COMMAND --help` lists a command's flags. To begin with:
+
+  forge train --data some/folder --out my-model --sample "Once upon a time"
+)";
+
+// The exit code for a wrong command line, as shells have it.
+constexpr int kUsage = 2;
+
+int run(int argc, const char* const* argv) {
+  const std::string command = argc > 1 ? argv[1] : "--help";
+  if (command == "--help" || command == "-h" || command == "help") {
+    std::cout << kHelp;
+    return argc > 1 ? 0 : kUsage;
+  }
+  if (command == "train") {
+    forge::app::train_command(argc - 1, argv + 1);
+  } else if (command == "compare") {
+    forge::app::compare_command(argc - 1, argv + 1);
+  } else if (command == "logits") {
+    forge::app::logits_command(argc - 1, argv + 1);
+  } else {
+    const std::string near = forge::app::nearest(command, {"train", "compare"});
+    std::cerr << "forge: unknown command " << command << (near.empty() ? "" : "; did you mean " + near + "?")
+              << " See forge --help\n";
+    return kUsage;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    // torch's errors carry a stack after the first line.
+    const std::string text = error.what();
+    std::cerr << "forge: " << text.substr(0, text.find('\n')) << "\n";
+    return 1;
+  }
+}

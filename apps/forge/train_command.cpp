@@ -1,0 +1,121 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/isfinite.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <nlohmann/json.hpp>
+
+#include "apps/forge/batches.h"
+#include "apps/forge/cli.h"
+#include "apps/forge/commands.h"
+#include "apps/forge/corpus.h"
+#include "apps/forge/hf_directory.h"
+#include "apps/forge/progress.h"
+#include "apps/forge/run_log.h"
+#include "apps/forge/train_options.h"
+#include "forge/base/error.h"
+
+namespace forge::app {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Everything that can be refused before the data is read.
+LlamaConfig check_plan(const TrainOptions& options) {
+  check_writable(options.out, options.force);
+  if (options.init.empty()) return make_config(options.shape, options.data.vocab_size.value_or(1), options.seq);
+  const LlamaConfig config = read_config(options.init);
+  check(options.seq <= config.max_positions, "--seq ", options.seq, " is longer than the ", config.max_positions,
+        " positions of --init; give less");
+  return config;
+}
+
+Llama make_model(const TrainOptions& options, LlamaConfig config, const Corpus& corpus) {
+  if (options.init.empty()) {
+    config.vocab = corpus.vocab;
+    return Llama(config, options.weights, options.seed);
+  }
+  check(corpus.vocab <= config.vocab, "--tokenizer: its ", corpus.vocab, " pieces do not fit the ", config.vocab,
+        " rows of --init's embedding; give the tokenizer that the model was trained with");
+  Llama model(config, options.weights, options.seed);
+  model.load(read_weights(options.init));
+  return model;
+}
+
+ordered_json step_record(std::int64_t step, double lr, const StepResult& result, const Progress& progress) {
+  return {{"event", "step"},
+          {"step", step},
+          {"loss", result.loss},
+          {"lr", lr},
+          {"grad_norm", result.norm},
+          {"tokens_per_second", progress.tokens_per_second(step)},
+          {"seconds", progress.seconds()},
+          {"peak_rss_bytes", peak_resident_bytes()},
+          {"dense_gradient_bytes", result.memory.dense_matrices},
+          {"vector_gradient_bytes", result.memory.dense_vectors},
+          {"held_term_bytes", result.memory.held_terms}};
+}
+
+void train_steps(const TrainOptions& options, Trainer& trainer, Batches& batches, RunLog& log) {
+  const LearningRate schedule = options.learning_rate();
+  const std::int64_t micro_batches = options.trainer.accumulation;
+  Progress progress(options.steps, micro_batches * options.batch * options.seq);
+  for (std::int64_t step = 1; step <= options.steps; ++step) {
+    std::vector<at::Tensor> windows;
+    for (std::int64_t i = 0; i < micro_batches; ++i) windows.push_back(batches.next(options.batch));
+    const StepResult result = trainer.step(windows, schedule.at(step));
+    progress.show(step, result.loss);
+    log.write(step_record(step, schedule.at(step), result, progress));
+  }
+  progress.finish();
+}
+
+void check_finite(const Llama& model) {
+  at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : model.parameters()) {
+    check(at::isfinite(tensor).all().item<bool>(), name,
+          " is not finite after the last step; nothing is written. A "
+          "smaller --lr or a longer --warmup helps");
+  }
+}
+
+void train(const TrainOptions& options) {
+  const LlamaConfig planned = check_plan(options);
+  RunLog log(options.log);
+  Corpus corpus = load_corpus(options.data, options.init);
+  const Llama model = make_model(options, planned, corpus);
+  const std::int64_t n_tokens = static_cast<std::int64_t>(corpus.tokens.size());
+  Batches batches(std::move(corpus.tokens), options.seq, options.seed, !options.no_shuffle);
+  Trainer trainer(model, options.trainer);
+  fmt::print("{} parameters, {} windows of {} tokens\n", model.config().parameters(), batches.windows(), options.seq);
+  log.write({{"event", "start"},
+             {"text_bytes", corpus.text_bytes},
+             {"tokens", n_tokens},
+             {"parameters", model.config().parameters()},
+             {"steps", options.steps}});
+  train_steps(options, trainer, batches, log);
+  check_finite(model);
+  std::string sample;
+  if (!options.prompt.empty()) {
+    sample = generate(model, corpus.tokenizer, options.prompt, options.sample);
+    fmt::print("\n{}\n\n", sample);
+  }
+  write_directory(options.out, model, corpus.tokenizer);
+  fmt::print("wrote {}\n", options.out.string());
+  log.write({{"event", "end"}, {"sample", sample}});
+}
+
+}  // namespace
+
+void train_command(int argc, const char* const* argv) {
+  TrainOptions options;
+  CLI::App app("Trains a Llama on text, without storing a weight gradient.", "forge train");
+  prepare(app);
+  add_train_options(app, options);
+  if (!parse(app, argc, argv)) return;
+  settle(app, options);
+  if (options.threads > 0) at::set_num_threads(static_cast<int>(options.threads));
+  train(options);
+}
+
+}  // namespace forge::app

@@ -1,0 +1,191 @@
+#include "apps/forge/train_options.h"
+
+#include <algorithm>
+#include <map>
+
+#include "apps/forge/cli.h"
+#include "forge/base/error.h"
+
+namespace forge::app {
+namespace {
+
+constexpr std::int64_t kLongestWarmup = 20;  // where none is given
+
+const std::map<std::string, Rule> kRules = {{"adamw", Rule::adamw}, {"sgd", Rule::sgd}};
+const std::map<std::string, at::ScalarType> kTypes = {{"fp32", at::kFloat}, {"bf16", at::kBFloat16}};
+const std::map<std::string, Schedule> kSchedules = {{"at_step", Schedule::at_step},
+                                                    {"in_backward", Schedule::in_backward}};
+
+// A flag whose value is one of the map's names.
+template <class T>
+CLI::Option* add_choice(CLI::App& app, const char* flag, T& value, const std::map<std::string, T>& choices,
+                        const char* initial, const std::string& help) {
+  std::string names;
+  for (const auto& [name, unused] : choices) names += (names.empty() ? "" : "|") + name;
+  const auto set = [&value, &choices, names](const std::string& text) {
+    const auto found = choices.find(text);
+    if (found == choices.end()) throw CLI::ValidationError(text + " is none of " + names);
+    value = found->second;
+  };
+  return app.add_option_function<std::string>(flag, set, help)->type_name(names)->default_str(initial);
+}
+
+std::string preset_help() {
+  std::string help = "Shape to start from";
+  for (const Preset& preset : presets()) help += std::string("; ") + preset.name + ": " + preset.about;
+  return help;
+}
+
+void add_model_options(CLI::App& app, TrainOptions& o) {
+  const auto add = [&](const char* flag, auto& value, const char* help) {
+    return app.add_option(flag, value, help)->group("Model");
+  };
+  app.add_option("--preset", o.shape.preset, preset_help())->group("Model");
+  add("--hidden", o.shape.hidden, "Width; without the flags below, heads of 64 and an --intermediate of 8/3 follow")
+      ->check(positive());
+  add("--intermediate", o.shape.intermediate, "Width of the feed-forward part")->check(positive());
+  add("--layers", o.shape.layers, "Layers")->check(positive());
+  add("--heads", o.shape.heads, "Attention heads; must divide --hidden")->check(positive());
+  add("--kv-heads", o.shape.kv_heads, "Key-value heads; must divide --heads (default: as many)")->check(positive());
+  add("--rope-theta", o.shape.rope_theta, "Base of the rotary positions")->check(positive());
+  add("--norm-eps", o.shape.norm_eps, "Epsilon of the norms")->check(positive());
+  app.add_flag("--tied", o.shape.tied, "The embedding's matrix is the head's too")->group("Model");
+  add("--init", o.init,
+      "Start from this Hugging Face directory's shape and weights instead; its tokenizer.model is "
+      "used where --tokenizer is absent");
+}
+
+void add_loop_options(CLI::App& app, TrainOptions& o) {
+  const auto add = [&](const char* flag, auto& value, const char* help) {
+    return app.add_option(flag, value, help)->group("Training");
+  };
+  add("--steps", o.steps, "Updates")->check(positive());
+  add("--batch", o.batch, "Windows in a micro-batch")->check(positive());
+  add("--seq", o.seq, "Tokens in a window")->check(positive());
+  add("--accumulation", o.trainer.accumulation, "Micro-batches in an update; their losses are averaged")
+      ->check(positive());
+  app.add_flag("--no-shuffle", o.no_shuffle,
+               "Visit the windows in file order, not in one drawn from --seed for each "
+               "epoch")
+      ->group("Training");
+  add("--seed", o.seed, "Seed of weights, order and sampling; the same seed gives the same bits");
+  add("--threads", o.threads, "Threads (0: one a core)")->check(not_negative());
+}
+
+void add_optimizer_options(CLI::App& app, TrainOptions& o) {
+  const auto add = [&](const char* flag, auto& value, const char* help) {
+    return app.add_option(flag, value, help)->group("Optimizer");
+  };
+  add_choice(app, "--optimizer", o.trainer.rule, kRules, "adamw", "Update rule")->group("Optimizer");
+  add("--lr", o.lr, "Highest learning rate")->check(not_negative());
+  add("--warmup", o.warmup, "Steps in which the learning rate rises (default: a tenth of --steps, at most 20)")
+      ->check(not_negative());
+  add("--min-lr", o.min_lr,
+      "Learning rate at the end of the cosine (default: a tenth of --lr; equal to --lr: constant)")
+      ->check(not_negative());
+  add("--weight-decay", o.weight_decay, "Acts on matrices, never on norms (default: 0.1 for adamw, 0 for sgd)")
+      ->check(not_negative());
+  add("--clip", o.clip, "Largest norm of the whole gradient; 0 for none (default: 1 with at_step, 0 with in_backward)")
+      ->check(not_negative());
+  o.trainer.adamw.beta2 = 0.95;
+  add("--beta1", o.trainer.adamw.beta1, "adamw: memory of the first moment")->check(fraction());
+  add("--beta2", o.trainer.adamw.beta2, "adamw: memory of the second moment")->check(fraction());
+  add("--eps", o.trainer.adamw.eps, "adamw: added to the denominator")->check(not_negative());
+  add("--momentum", o.trainer.sgd.momentum, "sgd: momentum")->check(fraction());
+  add("--dampening", o.trainer.sgd.dampening, "sgd: dampening of the momentum")->check(fraction());
+  app.add_flag("--nesterov", o.trainer.sgd.nesterov, "sgd: Nesterov's momentum")->group("Optimizer");
+}
+
+void add_gradient_options(CLI::App& app, TrainOptions& o) {
+  const char* group = "Gradient and numbers";
+  add_choice(app, "--schedule", o.trainer.optimizer.schedule, kSchedules, "at_step",
+             "When weights are updated: after backward with everything that training usually does, or inside it with "
+             "the least memory (no clipping, no accumulation)")
+      ->group(group);
+  app.add_flag("--no-fuse", o.no_fuse,
+               "Ordinary training in two phases: every gradient is multiplied out and kept until the step")
+      ->group(group);
+  app.add_flag("--exact", o.trainer.optimizer.exact, "The same bits as --no-fuse, clipped or not; slower norms")
+      ->group(group);
+  add_choice(app, "--weights", o.weights, kTypes, "fp32", "Format of weights and activations")->group(group);
+  add_choice(app, "--state", o.state, kTypes, "fp32", "Format of the optimizer's moments")->group(group);
+}
+
+void add_output_options(CLI::App& app, TrainOptions& o) {
+  const auto add = [&](const char* flag, auto& value, const char* help) {
+    return app.add_option(flag, value, help)->group("Output");
+  };
+  add("--out", o.out, "Folder for the trained model, as Hugging Face's transformers read it")->required();
+  app.add_flag("--force", o.force, "Replace the model in an --out that is not empty")->group("Output");
+  add("--log", o.log, "File for the run as JSON lines");
+  add("--sample", o.prompt, "Generate text from this prompt at the end");
+  add("--sample-tokens", o.sample.tokens, "Tokens to generate")->check(positive());
+  add("--temperature", o.sample.temperature, "Freedom in choosing them; 0 takes the likeliest")->check(not_negative());
+}
+
+// Flags that only mean something beside another one.
+void refuse_strangers(const CLI::App& app, std::initializer_list<const char*> flags, const std::string& why) {
+  for (const char* flag : flags) check(app.count(flag) == 0, flag, ": ", why);
+}
+
+}  // namespace
+
+void add_data_options(CLI::App& app, DataOptions& o) {
+  app.add_option("--data", o.paths, "Text files, and folders whose text files are all taken")
+      ->required()
+      ->group("Data");
+  app.add_option("--max-bytes", o.max_bytes, "Stop before the file that would go above this many bytes (0: no limit)")
+      ->check(not_negative())
+      ->group("Data");
+  app.add_option("--tokenizer", o.tokenizer,
+                 "A SentencePiece model, or `bytes`; without it, a byte-pair encoding is trained on the data")
+      ->group("Data");
+  app.add_option("--vocab-size", o.vocab_size,
+                 "Pieces of a trained tokenizer (default: 4096); with --tokenizer, rows of the embedding")
+      ->check(positive())
+      ->group("Data");
+}
+
+void add_train_options(CLI::App& app, TrainOptions& o) {
+  add_data_options(app, o.data);
+  add_model_options(app, o);
+  add_loop_options(app, o);
+  add_optimizer_options(app, o);
+  add_gradient_options(app, o);
+  add_output_options(app, o);
+}
+
+void settle(const CLI::App& app, TrainOptions& o) {
+  if (!o.init.empty()) {
+    refuse_strangers(app,
+                     {"--preset", "--hidden", "--intermediate", "--layers", "--heads", "--kv-heads", "--rope-theta",
+                      "--norm-eps", "--tied", "--vocab-size"},
+                     "the shape is that of --init; leave this flag or --init out");
+  }
+  const bool adamw = o.trainer.rule == Rule::adamw;
+  if (adamw) {
+    refuse_strangers(app, {"--momentum", "--dampening", "--nesterov"}, "belongs to --optimizer sgd; leave it out");
+  } else {
+    refuse_strangers(app, {"--beta1", "--beta2", "--eps"}, "belongs to --optimizer adamw; leave it out");
+  }
+  const SgdOptions& sgd = o.trainer.sgd;
+  check(!sgd.nesterov || (sgd.momentum > 0 && sgd.dampening == 0),
+        "--nesterov: needs --momentum above 0 and no --dampening");
+  check(o.warmup.value_or(0) <= o.steps, "--warmup ", o.warmup.value_or(0), " is longer than --steps ", o.steps,
+        "; give fewer");
+  check(o.min_lr.value_or(0) <= o.lr, "--min-lr ", o.min_lr.value_or(0), " is above --lr ", o.lr, "; give less");
+  o.trainer.adamw.weight_decay = o.weight_decay.value_or(0.1);
+  o.trainer.sgd.weight_decay = o.weight_decay.value_or(0);
+  o.trainer.clip = o.clip.value_or(o.trainer.optimizer.schedule == Schedule::at_step ? 1 : 0);
+  o.trainer.optimizer.state_dtype = o.state;
+  if (o.no_fuse) o.trainer.optimizer.collapse = Collapse::always;
+  o.sample.seed = o.seed;
+  validate(o.trainer);
+}
+
+LearningRate TrainOptions::learning_rate() const {
+  const std::int64_t rise = warmup.value_or(std::min(steps / 10, kLongestWarmup));
+  return {.peak = lr, .floor = min_lr.value_or(lr / 10), .warmup = rise, .steps = steps};
+}
+
+}  // namespace forge::app

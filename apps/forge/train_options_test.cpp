@@ -1,0 +1,106 @@
+#include "apps/forge/train_options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "apps/forge/cli.h"
+#include "apps/forge/test_folder.h"
+#include "forge/base/error.h"
+
+namespace forge::app {
+namespace {
+
+TrainOptions parse_flags(std::vector<std::string> flags) {
+  std::vector<const char*> arguments = {"train", "--data", "text", "--out", "model"};
+  for (const std::string& flag : flags) arguments.push_back(flag.c_str());
+  TrainOptions options;
+  CLI::App app("", "forge train");
+  prepare(app);
+  add_train_options(app, options);
+  parse(app, static_cast<int>(arguments.size()), arguments.data());
+  settle(app, options);
+  return options;
+}
+
+std::string refusal(const std::vector<std::string>& flags) {
+  try {
+    parse_flags(flags);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(TrainOptions, HaveDefaults) {
+  const TrainOptions options = parse_flags({});
+  EXPECT_EQ(options.trainer.rule, Rule::adamw);
+  EXPECT_EQ(options.trainer.clip, 1);
+  EXPECT_EQ(options.trainer.adamw.weight_decay, 0.1);
+  EXPECT_EQ(options.trainer.optimizer.collapse, Collapse::automatic);
+  EXPECT_DOUBLE_EQ(options.learning_rate().floor, options.lr / 10);
+}
+
+TEST(TrainOptions, ReachTheTrainer) {
+  const TrainOptions options =
+      parse_flags({"--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--weights", "bf16", "--state", "bf16",
+                   "--exact", "--no-fuse", "--clip", "0.5", "--accumulation", "3", "--min-lr", "1e-3"});
+  EXPECT_EQ(options.trainer.rule, Rule::sgd);
+  EXPECT_EQ(options.trainer.sgd.momentum, 0.9);
+  EXPECT_TRUE(options.trainer.sgd.nesterov);
+  EXPECT_EQ(options.weights, at::kBFloat16);
+  EXPECT_EQ(options.trainer.optimizer.state_dtype, at::kBFloat16);
+  EXPECT_TRUE(options.trainer.optimizer.exact);
+  EXPECT_EQ(options.trainer.optimizer.collapse, Collapse::always);
+  EXPECT_EQ(options.trainer.clip, 0.5);
+  EXPECT_EQ(options.trainer.accumulation, 3);
+}
+
+TEST(TrainOptions, DoNotClipInBackwardUnlessAsked) {
+  EXPECT_EQ(parse_flags({"--schedule", "in_backward"}).trainer.clip, 0);
+  EXPECT_THAT(refusal({"--schedule", "in_backward", "--clip", "1"}), testing::HasSubstr("--schedule at_step"));
+}
+
+TEST(TrainOptions, ComeFromAFileUnderTheCommandLine) {
+  const TestFolder folder;
+  const auto file = folder.write("run.toml", "steps = 7\nbatch = 3\noptimizer = \"sgd\"\nexact = true\n");
+  const TrainOptions options = parse_flags({"--config", file.string(), "--batch", "5"});
+  EXPECT_EQ(options.steps, 7);
+  EXPECT_EQ(options.batch, 5);
+  EXPECT_EQ(options.trainer.rule, Rule::sgd);
+  EXPECT_TRUE(options.trainer.optimizer.exact);
+  const auto wrong = folder.write("wrong.toml", "stepz = 7\n");
+  EXPECT_THAT(refusal({"--config", wrong.string()}), testing::HasSubstr("did you mean --steps"));
+}
+
+TEST(TrainOptions, RefuseWhatIsUnknownOrContradicts) {
+  struct Case {
+    std::vector<std::string> flags;
+    const char* says;
+  };
+  const Case cases[] = {
+      {{"--batchs", "2"}, "did you mean --batch?"},
+      {{"--accum", "2"}, "did you mean --accumulation?"},
+      {{"--optimizer", "adam"}, "adamw|sgd"},
+      {{"--steps", "0"}, "--steps"},
+      {{"--steps", "many"}, "--steps"},
+      {{"--lr", "-1"}, "--lr"},
+      {{"--momentum", "0.9"}, "--optimizer sgd"},
+      {{"--optimizer", "sgd", "--beta1", "0.8"}, "--optimizer adamw"},
+      {{"--optimizer", "sgd", "--nesterov"}, "--momentum"},
+      {{"--init", "dir", "--hidden", "64"}, "--init"},
+      {{"--schedule", "in_backward", "--accumulation", "2"}, "--accumulation 1"},
+      {{"--schedule", "in_backward", "--no-fuse"}, "one of the two"},
+      {{"--warmup", "5000"}, "--warmup"},
+      {{"--min-lr", "1"}, "--min-lr"},
+      {{"--config", "absent.toml"}, "absent.toml"},
+  };
+  for (const Case& c : cases) EXPECT_THAT(refusal(c.flags), testing::HasSubstr(c.says)) << c.flags[0];
+}
+
+TEST(Nearest, NamesOnlyWhatIsNear) {
+  EXPECT_EQ(nearest("--sed", {"--seed", "--seq"}), "--seed");
+  EXPECT_EQ(nearest("--zzzzzzz", {"--seed", "--seq"}), "");
+}
+
+}  // namespace
+}  // namespace forge::app

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "apps/forge/llama.h"
+#include "forge/rules/list.h"
+#include "forge/torch/optimizer.h"
+
+namespace forge::app {
+
+enum class Rule { adamw, sgd };
+
+struct TrainerOptions {
+  Rule rule = Rule::adamw;
+  AdamWOptions adamw;
+  SgdOptions sgd;
+  OptimizerOptions optimizer;
+  double clip = 0;  // largest norm of the whole gradient; 0: no clipping
+  std::int64_t accumulation = 1;
+};
+
+// Throws Error where the options contradict each other.
+void validate(const TrainerOptions& options);
+
+struct StepResult {
+  double loss = 0;
+  double norm = 0;      // of the whole gradient before clipping; 0 without clipping
+  MemoryReport memory;  // the optimizer's peaks in this step
+};
+
+// Steps of training on one model. Weight decay acts on matrices only; norms have none.
+class Trainer {
+ public:
+  // Throws Error where the options contradict each other, as validate() does.
+  Trainer(const Llama& model, const TrainerOptions& options);
+
+  // One update from `accumulation` micro-batches of windows (B, S + 1): the loss is their mean, and no gradient is left
+  // behind. Throws Error, with that micro-batch not yet propagated, where a loss is not finite.
+  StepResult step(const std::vector<at::Tensor>& micro_batches, double lr);
+
+  const Optimizer& optimizer() const { return *optimizer_; }
+
+ private:
+  void make_optimizer(std::vector<at::Tensor> matrices, std::vector<at::Tensor> vectors);
+  double accumulate(const std::vector<at::Tensor>& micro_batches);
+  double clip();
+
+  const Llama& model_;
+  TrainerOptions options_;
+  std::vector<at::Tensor> parameters_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::function<void(double)> set_lr_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace forge::app
