@@ -40,7 +40,7 @@ TEST(Executor, CallsItsBodyOnceForEachWorker) {
 }
 
 TEST(Executor, HandsOutEachTaskOnce) {
-  for (const Case& c : cases())
+  for (const Case& c : cases()) {
     for (std::int64_t tasks : {0, 1, 2, 7, 100}) {
       SCOPED_TRACE(::testing::Message() << c.name << ", " << tasks << " tasks");
       std::vector<std::atomic<int>> calls(static_cast<std::size_t>(tasks));
@@ -52,6 +52,7 @@ TEST(Executor, HandsOutEachTaskOnce) {
       for (const auto& n : calls) EXPECT_EQ(n, 1);
       EXPECT_TRUE(workers_are_known);
     }
+  }
 }
 
 TEST(Executor, ReverseStartsWithTheLastWorker) {

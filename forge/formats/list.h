@@ -5,7 +5,7 @@
 
 namespace forge {
 
-// The one list of storage formats: tables of kernels, names and tests derive from it. Its order is DType's.
+// The one list of storage formats: tables of kernels, names and tests derive from it.
 template <class... Format>
 struct FormatListOf {
   static constexpr int kSize = sizeof...(Format);
@@ -19,6 +19,5 @@ struct FormatListOf {
 };
 
 using FormatList = FormatListOf<formats::Fp32, formats::Bf16>;
-static_assert(FormatList::kDTypes[0] == DType{0} && FormatList::kDTypes[1] == DType{1});
 
 }  // namespace forge

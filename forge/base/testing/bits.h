@@ -21,10 +21,11 @@ inline bool same_number(double a, double b) {
 // Equal element by element, and where not.
 inline ::testing::AssertionResult same_numbers(std::span<const float> a, std::span<const float> b) {
   if (a.size() != b.size()) return ::testing::AssertionFailure() << a.size() << " and " << b.size() << " numbers";
-  for (std::size_t i = 0; i < a.size(); ++i)
+  for (std::size_t i = 0; i < a.size(); ++i) {
     if (!same_number(a[i], b[i]))
       return ::testing::AssertionFailure() << "number " << i << ": " << a[i] << " and " << b[i] << " (bits " << std::hex
                                            << bits_of(a[i]) << " and " << bits_of(b[i]) << ")";
+  }
   return ::testing::AssertionSuccess();
 }
 
