@@ -14,9 +14,10 @@ struct ConstMatrix {
   std::int64_t cols = 0;
   std::int64_t stride = 0;
 
-  const void* row(std::int64_t r) const {
-    return static_cast<const char*>(data) + static_cast<std::size_t>(r * stride) * size_of(dtype);
+  const void* at(std::int64_t r, std::int64_t c) const {
+    return static_cast<const char*>(data) + static_cast<std::size_t>(r * stride + c) * size_of(dtype);
   }
+  const void* row(std::int64_t r) const { return at(r, 0); }
 };
 
 struct Matrix {
@@ -26,9 +27,10 @@ struct Matrix {
   std::int64_t cols = 0;
   std::int64_t stride = 0;
 
-  void* row(std::int64_t r) const {
-    return static_cast<char*>(data) + static_cast<std::size_t>(r * stride) * size_of(dtype);
+  void* at(std::int64_t r, std::int64_t c) const {
+    return static_cast<char*>(data) + static_cast<std::size_t>(r * stride + c) * size_of(dtype);
   }
+  void* row(std::int64_t r) const { return at(r, 0); }
   operator ConstMatrix() const { return {data, dtype, rows, cols, stride}; }  // NOLINT: a view of the same numbers
 };
 

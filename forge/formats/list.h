@@ -9,7 +9,6 @@ namespace forge {
 template <class... Format>
 struct FormatListOf {
   static constexpr int kSize = sizeof...(Format);
-  static constexpr const char* kNames[] = {Format::kName...};
   static constexpr DType kDTypes[] = {Format::kDType...};
   // Calls f.template operator()<Format>() for each format, in order.
   template <class F>

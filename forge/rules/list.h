@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <variant>
 
 #include "forge/rules/adamw.h"
@@ -27,7 +29,7 @@ using RuleList = RuleListOf<rules::Sgd, rules::SgdMomentum, rules::AdamW>;
 using RuleStep = RuleList::Step;
 
 // The most moments a rule of the list keeps; a kernel's arrays are this long.
-constexpr int kMaxMoments = 2;
+constexpr int kMaxMoments = *std::max_element(std::begin(RuleList::kMoments), std::end(RuleList::kMoments));
 
 inline int moments_of(const RuleStep& step) { return RuleList::kMoments[step.index()]; }
 inline const char* name_of(const RuleStep& step) { return RuleList::kNames[step.index()]; }

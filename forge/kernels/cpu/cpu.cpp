@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
 #include "forge/kernels/cpu/halves.h"
 #include "forge/kernels/cpu/strips.h"
@@ -14,13 +15,9 @@ namespace {
 constexpr std::int64_t kLineBytes = 64;
 
 void prefetch(const Matrix& m, std::int64_t row, std::int64_t col, std::int64_t n) {
-  const char* from = static_cast<const char*>(m.row(row)) + static_cast<std::size_t>(col) * size_of(m.dtype);
+  const char* from = static_cast<const char*>(m.at(row, col));
   for (std::int64_t i = 0; i < n * static_cast<std::int64_t>(size_of(m.dtype)); i += kLineBytes)
     __builtin_prefetch(from + i, 1, 2);
-}
-
-void* at(const Matrix& m, std::int64_t row, std::int64_t col) {
-  return static_cast<char*>(m.row(row)) + static_cast<std::size_t>(col) * size_of(m.dtype);
 }
 
 // The fp32 matrix that G is, but for its scale, where that is all it is: no strip is needed to read it.
@@ -34,7 +31,7 @@ const ConstMatrix* plain_dense(const Expression& G) {
 void for_each_dense_segment(const ConstMatrix& D, const Context& context, const SegmentConsumer& consumer) {
   constexpr std::int64_t kColumns = 4096, kTask = 1 << 16;  // 256 KiB of D: small beside a call, whole rows
   std::int64_t rows = std::max<std::int64_t>(kTask / std::max<std::int64_t>(D.cols, 1), 1);
-  parallel_tasks(context.executor, (D.rows + rows - 1) / rows, [&](std::int64_t task, int) {
+  parallel_tasks(context.executor, ceil_div(D.rows, rows), [&](std::int64_t task, int) {
     FloatEnvironment ieee;
     for (std::int64_t r = task * rows; r < std::min((task + 1) * rows, D.rows); ++r)
       for (std::int64_t c = 0; c < D.cols; c += kColumns)
@@ -64,8 +61,8 @@ void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, con
   const void* step = std::visit([](const auto& s) -> const void* { return &s; }, rule);
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
     void* s[kMaxMoments];
-    for (std::size_t k = 0; k < S.size(); ++k) s[k] = at(S[k], row, col);
-    row_update(at(W, row, col), s, g, n, G.scale, step);
+    for (std::size_t k = 0; k < S.size(); ++k) s[k] = S[k].at(row, col);
+    row_update(W.at(row, col), s, g, n, G.scale, step);
   };
   auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) {
     prefetch(W, row, col, n);
@@ -77,7 +74,7 @@ void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, con
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
   auto store = row_half(context.target).store;
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
-    store(at(D, row, col), D.dtype, g, n, G.scale);
+    store(D.at(row, col), D.dtype, g, n, G.scale);
   };
   auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { prefetch(D, row, col, n); };
   visit(G, context, {consume, touch});

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "forge/base/function_ref.h"
+#include "forge/base/integers.h"
 #include "forge/base/matrix.h"
 #include "forge/kernels/target.h"
 
@@ -56,7 +57,7 @@ inline std::int64_t tiles_between_pauses(std::int64_t tokens) {
 
 // How often `multiply` pauses for one run of K tokens.
 inline std::int64_t product_pauses(std::int64_t K, std::int64_t tiles) {
-  std::int64_t tokens = std::min(K, kTokenBlock), blocks = (K + kTokenBlock - 1) / kTokenBlock;
+  std::int64_t tokens = std::min(K, kTokenBlock), blocks = ceil_div(K, kTokenBlock);
   return blocks * (tiles / tiles_between_pauses(tokens));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
 #include "forge/kernels/cpu/row_buckets.h"
 #include "forge/kernels/cpu/tile_config.h"
@@ -9,8 +10,6 @@
 
 namespace forge::cpu {
 namespace {
-
-std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // A strip's place in W.
 struct Place {
@@ -22,7 +21,7 @@ class Announcement {
  public:
   Announcement() = default;
   Announcement(const Place& place, std::int64_t pieces)
-      : place_(place), piece_((place.rows * place.cols + pieces - 1) / pieces) {}
+      : place_(place), piece_(ceil_div(place.rows * place.cols, pieces)) {}
 
   void advance(const SegmentConsumer& consumer) {
     for (std::int64_t left = piece_; left > 0 && row_ < place_.rows;) {
@@ -50,6 +49,17 @@ struct Job {
   float* packed_x;         // panels of K × tile_cols for the columns of this block
   const RowBuckets* rows;  // one for each Rows term
 };
+
+// Calls f(outer, token) for each Outer term; `token` is where its tokens begin in the packed panels.
+template <class F>
+void for_each_outer(const Expression& G, const F& f) {
+  std::int64_t token = 0;
+  for (const Term& term : G.terms)
+    if (const Outer* outer = std::get_if<Outer>(&term)) {
+      f(*outer, token);
+      token += outer->X.rows;
+    }
+}
 
 // One worker on one task, strip by strip: the chain fills the strip, the consumer empties it, and during both the
 // memory that the consumer will need for the next strip is on its way.
@@ -91,20 +101,17 @@ class Worker {
   }
 
   void pack_dy() {
-    std::int64_t token = 0;
-    for (const Term& term : job_.G.terms)
-      if (const Outer* outer = std::get_if<Outer>(&term)) {
-        job_.chain.pack_a(outer->dY, outer->scale, task_.row, task_.rows, packed_dy_ + token * tile_rows(),
-                          job_.K * tile_rows());
-        token += outer->X.rows;
-      }
+    for_each_outer(job_.G, [&](const Outer& outer, std::int64_t token) {
+      job_.chain.pack_a(outer.dY, outer.scale, task_.row, task_.rows, packed_dy_ + token * tile_rows(),
+                        job_.K * tile_rows());
+    });
   }
 
   void do_strip(const Place& next) {
-    std::int64_t row_panels = (place_.rows + tile_rows() - 1) / tile_rows();
-    std::int64_t col_panels = (place_.cols + job_.chain.tile_cols - 1) / job_.chain.tile_cols;
+    std::int64_t row_panels = ceil_div(place_.rows, tile_rows());
+    std::int64_t col_panels = ceil_div(place_.cols, job_.chain.tile_cols);
     constexpr std::int64_t kSegment = 256;  // columns between two prefetches: 48 lines of fp32 W, m, v
-    std::int64_t segments = (place_.cols + kSegment - 1) / kSegment;
+    std::int64_t segments = ceil_div(place_.cols, kSegment);
     next_ = Announcement(next, product_pauses(job_.K, row_panels * col_panels) + place_.rows * segments);
     fill(row_panels, col_panels);
     for (std::int64_t r = 0; r < place_.rows; ++r)
@@ -157,8 +164,7 @@ class Worker {
   }
 
   void add_row(std::int64_t r, const ConstMatrix& m, std::int64_t from_row, float scale) {
-    const char* x = static_cast<const char*>(m.row(from_row)) + place_.col * size_of(m.dtype);
-    job_.chain.add_row(x, m.dtype, scale, strip_row(r), place_.cols);
+    job_.chain.add_row(m.at(from_row, place_.col), m.dtype, scale, strip_row(r), place_.cols);
   }
 
   void add_dense(const Dense& term) {
@@ -219,16 +225,13 @@ struct Buffers {
 void pack_x(const Job& job, std::int64_t col, std::int64_t col_end, Executor& executor) {
   constexpr std::int64_t kPanelsAtOnce = 16;  // reads 1 KiB of a token's row at a time
   std::int64_t unit = kPanelsAtOnce * job.chain.tile_cols;
-  parallel_tasks(executor, (col_end - col + unit - 1) / unit, [&](std::int64_t task, int) {
+  parallel_tasks(executor, ceil_div(col_end - col, unit), [&](std::int64_t task, int) {
     FloatEnvironment ieee;
-    std::int64_t begin = col + task * unit, token = 0;
-    for (const Term& term : job.G.terms)
-      if (const Outer* outer = std::get_if<Outer>(&term)) {
-        job.chain.pack_b(outer->X, 1.0f, begin, std::min(unit, col_end - begin),
-                         job.packed_x + (begin - col) * job.K + token * job.chain.tile_cols,
-                         job.K * job.chain.tile_cols);
-        token += outer->X.rows;
-      }
+    std::int64_t begin = col + task * unit;
+    for_each_outer(job.G, [&](const Outer& outer, std::int64_t token) {
+      job.chain.pack_b(outer.X, 1.0f, begin, std::min(unit, col_end - begin),
+                       job.packed_x + (begin - col) * job.K + token * job.chain.tile_cols, job.K * job.chain.tile_cols);
+    });
   });
 }
 
@@ -254,7 +257,7 @@ void for_each_segment(const Expression& G, const Context& context, const Segment
   for (std::int64_t col = 0; col < G.in; col += tile.block_cols) {
     std::int64_t col_end = std::min(col + tile.block_cols, G.in);
     pack_x(job, col, col_end, context.executor);
-    parallel_tasks(context.executor, (G.out + task_rows - 1) / task_rows, [&](std::int64_t task, int worker) {
+    parallel_tasks(context.executor, ceil_div(G.out, task_rows), [&](std::int64_t task, int worker) {
       Worker(job, buffers.packed_dy + worker * buffers.dy_floats, buffers.strips + worker * buffers.strip_floats)
           .run(task * task_rows, std::min((task + 1) * task_rows, G.out), col, col_end);
     });

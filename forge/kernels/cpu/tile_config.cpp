@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "forge/base/integers.h"
+
 namespace forge::cpu {
 namespace {
-
-std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Sizes that were measured (bench/kernels.cpp; 4096 × 4096, two cores with 512 KiB of L2 each and 32 MiB of L3).
 // Up to kLongChain tokens, whole rows: W and its moments stream best in long segments, and X's panels stay in L3.
@@ -27,7 +27,7 @@ constexpr std::int64_t kTasksPerWorker = 8;
 TileConfig choose_tile(const TileProblem& p) {
   bool narrow = p.tokens > kLongChain;
   std::int64_t in = round_up(std::max<std::int64_t>(p.in, 1), p.tile_cols);
-  std::int64_t panels = (p.out + p.tile_rows - 1) / p.tile_rows;
+  std::int64_t panels = ceil_div(p.out, p.tile_rows);
   std::int64_t strip_panels = narrow ? kNarrowPanels : 1;
   std::int64_t strip_cols = std::min(narrow ? kNarrowStrip : kWideStrip, in);
   std::int64_t task =
