@@ -10,7 +10,7 @@ namespace {
 
 void check_schedule(const at::Tensor& parameter, const Record* record) {
   check(record == nullptr || !record->in_backward(), "clip_grad_norm_: the parameter of shape ", parameter.sizes(),
-        " is updated in backward, so this backward's update was applied unclipped; use Schedule::at_step to clip");
+        " is updated in backward, so this backward's update was applied unclipped; use the schedule at_step to clip");
 }
 
 }  // namespace
@@ -23,12 +23,11 @@ double clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, b
   }
 
   std::vector<WholeGradient> gradients;
-  GramCache cache;
   double sum = 0;
   for (std::size_t i = 0; i < params.size(); ++i) {
     WholeGradient G(params[i], records[i].get());
     if (G.empty()) continue;
-    sum += G.sum_squares(!records[i] || records[i]->exact(), cache);
+    sum += G.sum_squares(!records[i] || records[i]->exact());
     gradients.push_back(std::move(G));
   }
 

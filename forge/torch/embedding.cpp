@@ -38,10 +38,10 @@ struct Embedding : torch::autograd::Function<Embedding> {
   static at::Tensor weight_gradient(AutogradContext* ctx, const at::Tensor& dY, const at::Tensor& index) {
     check(!at::GradMode::is_enabled(),
           "embedding.backward: create_graph through a weight that an optimizer holds is "
-          "not supported; use at::embedding for what is differentiated twice");
+          "not supported; use torch's own embedding for what is differentiated twice");
     std::int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
     auto record = from_capsule(ctx->saved_data["record"]);
-    if (!record || record->is_captured())
+    if (!record || record->wants_tensor())
       return at::embedding_dense_backward(dY, index, ctx->saved_data["rows"].toInt(), padding_idx, false);
     record_rows(*record, index.detach().reshape({index.numel()}), dY.detach().reshape({index.numel(), dY.size(-1)}),
                 padding_idx);

@@ -2,9 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "forge/base/error.h"
@@ -12,6 +15,7 @@
 #include "forge/kernels/norm.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/executor.h"
+#include "forge/torch/gram.h"
 
 namespace forge {
 namespace {
@@ -71,11 +75,57 @@ void Gradient::add_dense(const at::Tensor& D) {
   append(Dense{as_matrix(behind[0], shape_), next_scale()}, behind);
 }
 
-void Gradient::mul_(double factor) { scale_ = static_cast<float>(scale_ * factor); }
+void Gradient::add_(const Gradient& other, double factor) {
+  check(other.sizes_ == sizes_, "Gradient: a gradient of shape ", at::IntArrayRef(other.sizes_),
+        " is added to one of shape ", at::IntArrayRef(sizes_));
+  other.check_unchanged();
+  // Copies: a gradient may be added to itself.
+  std::vector<Term> terms = other.terms_;
+  std::vector<Kept> kept = other.kept_;
+  at::Tensor writable = other.dense_;
+  auto scale = static_cast<float>(other.scale_ * factor);
+  auto behind = kept.begin();
+  for (Term& term : terms) {
+    std::vector<at::Tensor> tensors{(behind++)->tensor};
+    if (Dense* dense = std::get_if<Dense>(&term); !dense) {
+      tensors.push_back((behind++)->tensor);
+    } else if (tensors[0].is_same(writable)) {
+      tensors[0] = new_dense(writable.scalar_type()).copy_(writable);
+      dense->D = as_matrix(tensors[0], shape_);
+    }
+    std::visit([&](auto& t) { t.scale *= scale * next_scale(); }, term);
+    append(term, tensors);
+  }
+}
+
+void Gradient::mul_(double factor) {
+  check_not_spent();
+  if (!exposed_) {
+    scale_ = static_cast<float>(scale_ * factor);
+    return;
+  }
+  c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
+  dense_.mul_(static_cast<float>(factor));
+}
+
+void Gradient::zero_() {
+  clear();
+  std::array no_token{at::empty({0, shape_.out}, at::kFloat), at::empty({0, shape_.in}, at::kFloat)};
+  append(Outer{as_matrix(no_token[0], {0, shape_.out}), as_matrix(no_token[1], {0, shape_.in})}, no_token);
+}
 
 void Gradient::clear() {
   drop_terms();
   scale_ = 1;
+  spent_ = false;
+}
+
+std::shared_ptr<Gradient> Gradient::clone() const {
+  check_not_spent();
+  auto copy = std::make_shared<Gradient>(sizes_, dtype_, ledger_);
+  copy->set_policy(policy_ == Collapse::always ? Collapse::never : policy_, exact_);
+  copy->add_(*this);
+  return copy;
 }
 
 // A contiguous tensor that keeps nothing but itself alive.
@@ -93,17 +143,24 @@ float Gradient::next_scale() {
   float inverse = 1 / scale_;
   if (std::isnormal(inverse)) return inverse;
   // 0, Inf or NaN cannot be divided out again: it goes into the terms that it belongs to.
-  replace_by(materialize(at::kFloat));
+  replace_by(materialize(at::kFloat), "a scale that has no inverse");
   scale_ = 1;
   return 1;
 }
 
 void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
+  check_not_spent();
   validate("Gradient", {shape_.out, shape_.in, {&term, 1}});
   terms_.push_back(term);
-  if (policy_ == Collapse::always) return collapse(at::kFloat);
+  if (exposed_) {
+    multiply_out(dense_, 1);
+    terms_.pop_back();
+    return;
+  }
+  if (policy_ == Collapse::always) return collapse(at::kFloat, "collapse: always");
   for (const at::Tensor& t : behind) hold(t, std::holds_alternative<Dense>(term));
-  if (policy_ == Collapse::automatic && held_bytes() > dense_bytes()) collapse(exact_ ? at::kFloat : dtype_);
+  if (policy_ == Collapse::automatic && held_bytes() > dense_bytes())
+    collapse(exact_ ? at::kFloat : dtype_, "terms outgrew the dense gradient");
 }
 
 void Gradient::hold(const at::Tensor& t, bool dense) {
@@ -111,9 +168,9 @@ void Gradient::hold(const at::Tensor& t, bool dense) {
   held_.hold(t);
   if (!ledger_) return;
   if (dense)
-    ledger_->dense(sizes_.size() == 2).add(static_cast<std::int64_t>(t.nbytes()));
+    ledger_->add_dense(sizes_.size() == 2, static_cast<std::int64_t>(t.nbytes()));
   else
-    ledger_->terms.hold(t);
+    ledger_->hold(t);
 }
 
 void Gradient::drop_terms() {
@@ -121,13 +178,14 @@ void Gradient::drop_terms() {
     held_.release(kept.tensor);
     if (!ledger_) continue;
     if (kept.dense)
-      ledger_->dense(sizes_.size() == 2).add(-static_cast<std::int64_t>(kept.tensor.nbytes()));
+      ledger_->add_dense(sizes_.size() == 2, -static_cast<std::int64_t>(kept.tensor.nbytes()));
     else
-      ledger_->terms.release(kept.tensor);
+      ledger_->release(kept.tensor);
   }
   kept_.clear();
   terms_.clear();
   dense_ = at::Tensor();
+  exposed_ = false;
 }
 
 // ---- Multiplied out -----------------------------------------------------------------------------------------------
@@ -145,42 +203,63 @@ at::Tensor Gradient::materialize(at::ScalarType dtype) const {
   return D;
 }
 
-void Gradient::collapse(at::ScalarType dtype) {
-  bool done = dense_.defined() && terms_.size() == 1 && dense_.scalar_type() == dtype;
-  if (terms_.empty() || done) return;
-  // An fp32 chain goes on where it stands; the scale stays outside, so that no bit changes.
-  bool in_place = dense_.defined() && dense_.scalar_type() == at::kFloat && dtype == at::kFloat;
-  at::Tensor D = in_place ? dense_ : new_dense(dtype);
+// D ← scale · the chain, whatever the gradient's own scale is.
+void Gradient::multiply_out(const at::Tensor& D, float scale) const {
   Expression G = expression();
-  G.scale = 1;
+  G.scale = scale;
   forge::materialize(as_matrix(D, shape_), G, torch_context(G));
-  replace_by(D);
 }
 
-void Gradient::replace_by(at::Tensor D) {
+void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {
+  bool done = dense_.defined() && terms_.size() == 1 && dense_.scalar_type() == dtype;
+  if (terms_.empty() || done || exposed_) return;
+  // A chain of D's own dtype goes on where it stands; the scale stays outside, so that no bit of fp32 changes.
+  at::Tensor D = dense_.defined() && dense_.scalar_type() == dtype ? dense_ : new_dense(dtype);
+  multiply_out(D, 1);
+  replace_by(D, reason);
+}
+
+const at::Tensor& Gradient::expose(const std::string& reason) {
+  check_not_spent();
+  check(!terms_.empty(), "Gradient: there is no gradient to multiply out");
+  if (exposed_) return dense_;
+  bool in_place = dense_.defined() && dense_.scalar_type() == dtype_;
+  at::Tensor D = in_place ? dense_ : new_dense(dtype_);
+  if (!in_place || terms_.size() > 1 || scale_ != 1) multiply_out(D, scale_);
+  replace_by(D, reason);
+  scale_ = 1;
+  exposed_ = true;
+  return dense_;
+}
+
+void Gradient::replace_by(at::Tensor D, const std::string& reason) {
   drop_terms();
   hold(D, /*dense=*/true);
   terms_.push_back(Dense{as_matrix(D, shape_)});
   dense_ = std::move(D);
   ++collapses_;
+  if (ledger_) ++ledger_->collapses[reason];
+}
+
+void Gradient::spend() {
+  clear();
+  spent_ = true;
 }
 
 // ---- Questions ----------------------------------------------------------------------------------------------------
 
 double Gradient::sum_squares(bool exact) const {
-  GramCache cache;
-  return sum_squares(exact, cache);
-}
-
-double Gradient::sum_squares(bool exact, GramCache& cache) const {
   Expression G = expression();
+  GramCache own;
   if (!exact)
-    if (auto sum = gram_sum_squares(G, cache)) return *sum;
+    if (auto sum = gram_sum_squares(G, ledger_ ? ledger_->gram : own)) return *sum;
   return forge::sum_squares(G, torch_context(G));
 }
 
 bool Gradient::finite() const {
   Expression G = expression();
+  // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
+  if (auto bound = partial_sum_bound(G); bound && *bound < std::numeric_limits<float>::max() / 2) return true;
   return std::isfinite(forge::sum_squares(G, torch_context(G)));
 }
 
@@ -192,12 +271,19 @@ std::int64_t Gradient::dense_bytes() const {
 
 void Gradient::check_unchanged() const {
   for (const Kept& kept : kept_)
-    check(version_of(kept.tensor) == kept.version, "Gradient: a tensor of shape ", kept.tensor.sizes(),
+    check(exposed_ || version_of(kept.tensor) == kept.version, "Gradient: a tensor of shape ", kept.tensor.sizes(),
           " that the gradient refers to was changed in place after backward; clone it before it is changed, or call "
           "step() first");
 }
 
+void Gradient::check_not_spent() const {
+  check(!spent_, "the gradient of the parameter of shape ", at::IntArrayRef(sizes_),
+        " was applied inside backward (unclipped, unscaled) and is gone; call step() and zero_grad() before the next "
+        "backward, and to clip, scale, accumulate or read gradients use the schedule at_step");
+}
+
 Expression Gradient::expression() const {
+  check_not_spent();
   check_unchanged();
   return {shape_.out, shape_.in, terms_, scale_};
 }

@@ -4,10 +4,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "forge/gradient/terms.h"
-#include "forge/torch/gram.h"
 #include "forge/torch/ledger.h"
 #include "forge/torch/matrix_view.h"
 #include "forge/torch/options.h"
@@ -33,37 +34,51 @@ class Gradient {
   // D of the parameter's shape.
   void add_dense(const at::Tensor& D);
 
+  // Appends factor · other, term by term; nothing is copied.
+  void add_(const Gradient& other, double factor = 1);
+
   // G ← factor · G, the factor of all terms together kept in fp32: clipping, unscaling, averaging. Terms that arrive
   // later are not affected.
   void mul_(double factor);
+  // G ← 0, which is a gradient: the update happens.
+  void zero_();
   // Drops all terms; the scale is 1 again.
   void clear();
+  // The same value as a gradient of its own. The terms are shared; a D that may still be written to is copied.
+  std::shared_ptr<Gradient> clone() const;
 
   // True where there is no term: torch's `grad is None`, not a zero gradient.
   bool empty() const { return terms_.empty(); }
   std::size_t size() const { return terms_.size(); }
   double scale() const { return scale_; }
+  std::span<const Term> terms() const { return terms_; }
 
   // ‖G‖². exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
   // near-cancelling.
   double sum_squares(bool exact) const;
-  // The same; X Xᵀ comes from the cache where the last weight had the same X.
-  double sum_squares(bool exact, GramCache& cache) const;
   // Every element of G is a number and not infinite.
   bool finite() const;
   // G as a new tensor of the parameter's shape, fp32 unless said otherwise.
   at::Tensor materialize(at::ScalarType dtype = at::kFloat) const;
-  // Replaces all terms by one Dense term of this dtype.
-  void collapse(at::ScalarType dtype = at::kFloat);
+  // Replaces all terms by one Dense term of this dtype. `reason` is what the report says of it.
+  void collapse(at::ScalarType dtype = at::kFloat, const std::string& reason = "asked for");
+  // Multiplies G out in the parameter's dtype and hands out the tensor itself: who writes to it, or to a view of it,
+  // changes the gradient. From then on a term or a factor that arrives is worked into it at once, so that views see it.
+  const at::Tensor& expose(const std::string& reason = "asked for");
+  bool exposed() const { return exposed_; }
+  // The gradient has been applied and is gone: whatever asks for it is told so. clear() ends that.
+  void spend();
+  bool spent() const { return spent_; }
 
   // Bytes of the storages that the terms keep alive, each counted once.
   std::int64_t held_bytes() const;
   // Bytes of a dense gradient in the parameter's dtype.
   std::int64_t dense_bytes() const;
-  // How many times collapse() replaced terms since construction.
+  // How many times terms were replaced by a Dense term since construction.
   std::int64_t collapses() const { return collapses_; }
 
   void set_policy(Collapse policy, bool exact);
+  bool exact() const { return exact_; }
 
   // The expression over the terms' memory, checked to be unchanged since it arrived. Valid until the next change.
   Expression expression() const;
@@ -80,9 +95,11 @@ class Gradient {
   void append(const Term& term, at::ArrayRef<at::Tensor> behind);
   void hold(const at::Tensor& t, bool dense);
   void drop_terms();
-  void replace_by(at::Tensor D);
+  void replace_by(at::Tensor D, const std::string& reason);
+  void multiply_out(const at::Tensor& D, float scale) const;
   at::Tensor new_dense(at::ScalarType dtype) const;
   void check_unchanged() const;
+  void check_not_spent() const;
 
   std::vector<std::int64_t> sizes_;
   at::ScalarType dtype_;
@@ -95,6 +112,7 @@ class Gradient {
   float scale_ = 1;
   Collapse policy_ = Collapse::automatic;
   bool exact_ = false;
+  bool exposed_ = false, spent_ = false;
   std::int64_t collapses_ = 0;
 };
 

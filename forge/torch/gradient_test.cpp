@@ -210,14 +210,14 @@ TEST(Gradient, ACollapseDoesNotWriteIntoTheUsersTensor) {
 
 TEST(Gradient, GramAndChainGiveTheSameNorm) {
   for (auto dtype : {at::kFloat, at::kBFloat16}) {
-    Gradient G(weight(40, 30, dtype));
+    auto ledger = std::make_shared<Ledger>();
+    Gradient G(weight(40, 30, dtype), ledger);
     G.set_policy(Collapse::never, false);
     G.add_outer(random({5, 40}, 1, dtype), random({5, 30}, 2, dtype));
     G.mul_(0.37);
     G.add_outer(random({3, 40}, 3, dtype), random({3, 30}, 4, dtype));
-    GramCache cache;
-    double gram = G.sum_squares(false, cache), chain = G.sum_squares(true);
-    ASSERT_TRUE(cache.XXt.defined()) << "Gram was not used";
+    double gram = G.sum_squares(false), chain = G.sum_squares(true);
+    ASSERT_TRUE(ledger->gram.XXt.defined()) << "Gram was not used";
     EXPECT_NEAR(gram / chain, 1, 1e-5);
     EXPECT_NE(gram, chain) << "the two paths are one";
   }
@@ -225,17 +225,19 @@ TEST(Gradient, GramAndChainGiveTheSameNorm) {
 
 TEST(Gradient, WeightsWithOneXShareItsGramMatrix) {
   at::Tensor X = random({5, 30}, 1);
-  GramCache cache;
-  Gradient q(weight(40, 30)), k(weight(40, 30)), other(weight(40, 30));
+  auto ledger = std::make_shared<Ledger>();
+  Gradient q(weight(40, 30), ledger), k(weight(40, 30), ledger), other(weight(40, 30), ledger);
   q.add_outer(random({5, 40}, 2), X);
   k.add_outer(random({5, 40}, 3), X);
   other.add_outer(random({5, 40}, 4), random({5, 30}, 5));
-  q.sum_squares(false, cache);
-  const void* of_q = cache.XXt.data_ptr();
-  EXPECT_NEAR(k.sum_squares(false, cache) / k.sum_squares(true), 1, 1e-5);
-  EXPECT_EQ(cache.XXt.data_ptr(), of_q);
-  EXPECT_NEAR(other.sum_squares(false, cache) / other.sum_squares(true), 1, 1e-5);
-  EXPECT_FALSE(cache.key.empty());
+  const at::Tensor& XXt = ledger->gram.XXt;
+  q.sum_squares(false);
+  const void* of_q = XXt.data_ptr();
+  EXPECT_NEAR(k.sum_squares(false) / k.sum_squares(true), 1, 1e-5);
+  EXPECT_EQ(XXt.data_ptr(), of_q);
+  EXPECT_NEAR(other.sum_squares(false) / other.sum_squares(true), 1, 1e-5);
+  q.clear();
+  EXPECT_FALSE(XXt.defined()) << "X may be gone, and another tensor lie where it lay";
 }
 
 TEST(Gradient, ANearlyCancellingNormComesFromTheChain) {

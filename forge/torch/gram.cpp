@@ -3,8 +3,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/dot.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -69,6 +72,8 @@ Sums product_sums(const at::Tensor& a, const at::Tensor& b) {
   return total;
 }
 
+at::Tensor row_norms(const ConstMatrix& m) { return at::linalg_vector_norm(widened(m, 1), 2, {1}); }
+
 }  // namespace
 
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
@@ -80,6 +85,22 @@ std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
   constexpr double kEps = 0x1p-24;
   if (!std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum) return std::nullopt;
   return s.sum * G.scale * G.scale;
+}
+
+std::optional<double> partial_sum_bound(const Expression& G) {
+  at::NoGradGuard no_grad;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  ScopedPurpose purpose(Purpose::workspace);
+  double bound = 0;
+  for (const Term& term : G.terms) {
+    if (const Outer* t = std::get_if<Outer>(&term))
+      bound += std::abs(t->scale) * row_norms(t->dY).dot(row_norms(t->X)).item<double>();
+    else if (const Rows* t = std::get_if<Rows>(&term))
+      bound += std::abs(t->scale) * row_norms(t->values).sum().item<double>();
+    else
+      return std::nullopt;
+  }
+  return bound * std::max(1.0, static_cast<double>(std::abs(G.scale)));
 }
 
 }  // namespace forge

@@ -21,4 +21,8 @@ struct GramCache {
 // 1e-6 of it) or is not finite: then the chain must tell.
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache);
 
+// What no element of G, nor any partial sum of its chain, exceeds in magnitude, by Cauchy and Schwarz:
+// Σ |dY[t]|·|X[t]| over the tokens. T (in + out) operations. None where a term is Dense; NaN where a factor is.
+std::optional<double> partial_sum_bound(const Expression& G);
+
 }  // namespace forge

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <string>
 #include <unordered_map>
+
+#include "forge/torch/gram.h"
 
 namespace forge {
 
@@ -42,13 +46,34 @@ class HeldBytes {
   Bytes bytes_;
 };
 
-// What the gradients of one optimizer keep alive.
+// What the gradients of one optimizer keep alive, and what became of them.
 struct Ledger {
-  HeldBytes terms;       // dY, X, index and values
-  Bytes dense_matrices;  // dense gradients of 2-D parameters
-  Bytes dense_vectors;   // of the rest
+  HeldBytes terms;                                // dY, X, index and values
+  Bytes dense_matrices;                           // dense gradients of 2-D parameters
+  Bytes dense_vectors;                            // of the rest
+  Bytes gradients;                                // all three together, for their highest value at one moment
+  std::map<std::string, std::int64_t> collapses;  // how often terms were multiplied out, by reason
+  GramCache gram;                                 // of the last norm; valid until some gradient changes
 
-  Bytes& dense(bool is_matrix) { return is_matrix ? dense_matrices : dense_vectors; }
+  void add_dense(bool is_matrix, std::int64_t bytes) {
+    (is_matrix ? dense_matrices : dense_vectors).add(bytes);
+    gradients.add(bytes);
+  }
+  void hold(const at::Tensor& t) {
+    count([&] { terms.hold(t); });
+  }
+  void release(const at::Tensor& t) {
+    count([&] { terms.release(t); });
+  }
+
+ private:
+  template <class F>
+  void count(F&& change) {
+    std::int64_t before = terms.bytes().now();
+    change();
+    gradients.add(terms.bytes().now() - before);
+    gram = {};
+  }
 };
 
 }  // namespace forge

@@ -24,51 +24,62 @@ at::Tensor as_tokens(const at::Tensor& t) {
   return t.reshape({tokens, t.size(-1)}).contiguous();
 }
 
+// y = x Wᵀ + b, or with `transposed` y = x W + b for a weight of (in, out).
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const OptionalTensor& bias, const std::shared_ptr<Record>& record) {
+                            const OptionalTensor& bias, const std::shared_ptr<Record>& record, bool transposed) {
     // The weight is for dX only: where that is not wanted, it may change before backward.
     ctx->save_for_backward({x, x.requires_grad() ? weight : at::Tensor()});
     ctx->saved_data["record"] = to_capsule(record);
     ctx->saved_data["users_own_x"] = x.is_leaf();
     ctx->saved_data["has_bias"] = bias.has_value();
-    // Autocast has its say in linear() below; its cache must not see a cast made without grad mode.
+    ctx->saved_data["transposed"] = transposed;
+    // Autocast has its say in apply() below; its cache must not see a cast made without grad mode.
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     at::AutoDispatchBelowADInplaceOrView guard;
     auto cast = [&](const at::Tensor& t) { return t.to(x.scalar_type()); };
-    return at::linear(x, cast(weight), bias ? OptionalTensor(cast(*bias)) : OptionalTensor());
+    at::Tensor W = cast(weight);
+    return at::linear(x, transposed ? W.t() : W, bias ? OptionalTensor(cast(*bias)) : OptionalTensor());
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
+    bool transposed = ctx->saved_data["transposed"].toBool();
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
-    if (ctx->needs_input_grad(0)) dX = dY.mm(weight.to(dY.scalar_type())).view(x.sizes());
-    if (ctx->needs_input_grad(1)) dW = weight_gradient(ctx, dY, as_tokens(x));
+    if (ctx->needs_input_grad(0)) {
+      at::Tensor W = weight.to(dY.scalar_type());
+      dX = dY.mm(transposed ? W.t() : W).view(x.sizes());
+    }
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(ctx, dY, as_tokens(x), transposed);
     // The edges are those of tensor inputs: a bias that is there is the third.
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) db = dY.sum(0);
-    return {dX, dW, db, at::Tensor()};
+    return {dX, dW, db, at::Tensor(), at::Tensor()};
   }
 
   // Recorded, and then undefined; a tensor where somebody asks for one.
-  static at::Tensor weight_gradient(AutogradContext* ctx, const at::Tensor& dY, const at::Tensor& X) {
+  static at::Tensor weight_gradient(AutogradContext* ctx, const at::Tensor& dY, const at::Tensor& X, bool transposed) {
     check(!at::GradMode::is_enabled(),
           "linear.backward: create_graph through a weight that an optimizer holds is not "
-          "supported; use at::linear for what is differentiated twice");
+          "supported; use torch's own linear for what is differentiated twice");
     auto record = from_capsule(ctx->saved_data["record"]);
-    if (!record || record->is_captured()) return dY.t().mm(X);
-    record->record_outer(dY.detach(), X.detach(), ctx->saved_data["users_own_x"].toBool());
+    if (!record || record->wants_tensor()) return transposed ? X.t().mm(dY) : dY.t().mm(X);
+    Record::Factor left{dY.detach()}, right{X.detach(), ctx->saved_data["users_own_x"].toBool()};
+    if (transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
+    record->record_outer(left, right);
     return {};
   }
 };
 
-void check_shapes(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+void check_shapes(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool transposed) {
   check(x.defined() && weight.defined(), "linear: x or the weight is undefined");
-  check(weight.dim() == 2, "linear: the weight is ", weight.sizes(), ", expected (out, in)");
-  check(x.dim() >= 1 && x.size(-1) == weight.size(1), "linear: x is ", x.sizes(), ", expected (…, ", weight.size(1),
-        ") for a weight of ", weight.sizes());
-  check(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), "linear: the bias is ",
-        bias ? bias->sizes() : at::IntArrayRef(), ", expected (", weight.size(0), ") for a weight of ", weight.sizes());
+  check(weight.dim() == 2, "linear: the weight is ", weight.sizes(), ", expected ",
+        transposed ? "(in, out)" : "(out, in)");
+  std::int64_t in = weight.size(transposed ? 0 : 1), out = weight.size(transposed ? 1 : 0);
+  check(x.dim() >= 1 && x.size(-1) == in, "linear: x is ", x.sizes(), ", expected (…, ", in, ") for a weight of ",
+        weight.sizes());
+  check(!bias || (bias->dim() == 1 && bias->size(0) == out), "linear: the bias is ",
+        bias ? bias->sizes() : at::IntArrayRef(), ", expected (", out, ") for a weight of ", weight.sizes());
 }
 
 bool is_autocast(const at::Tensor& t) {
@@ -82,17 +93,27 @@ void check_types(const at::Tensor& t, const char* what, const at::Tensor& weight
         " and the weight ", weight.scalar_type());
 }
 
-}  // namespace
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+at::Tensor apply(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool transposed) {
   OptionalTensor b = bias && bias->defined() ? bias : OptionalTensor();
-  check_shapes(x, weight, b);
+  check_shapes(x, weight, b, transposed);
   check_types(x, "x", weight);
   if (b) check_types(*b, "the bias", weight);
   auto record = record_for_use(weight);
-  if (!record || x._fw_grad(0).defined()) return at::linear(x, weight, b);
+  // A tensor of another kind (a subclass, a fake one) is for the dispatcher.
+  bool ordinary = record && !x.key_set().has(c10::DispatchKey::Python) && !x._fw_grad(0).defined();
+  if (!ordinary) return at::linear(x, transposed ? weight.t() : weight, b);
   return Linear::apply(is_autocast(x) ? x.to(at::autocast::get_autocast_dtype(x.device().type())) : x, weight, b,
-                       record);
+                       record, transposed);
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  return apply(x, weight, bias, /*transposed=*/false);
+}
+
+at::Tensor linear_transposed(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  return apply(x, weight, bias, /*transposed=*/true);
 }
 
 }  // namespace forge

@@ -58,6 +58,24 @@ TEST(Linear, IsAtLinearInForwardAndForBiasAndX) {
   }
 }
 
+TEST(Linear, TransposedIsLinearOfTheTransposedWeight) {
+  at::Tensor W = random({4, 8}, 1), b = parameter(random({4}, 2)), x = parameter(random({2, 3, 8}, 3));
+  at::Tensor V = parameter(W.t().contiguous()), W2 = parameter(W), b2 = parameter(b), x2 = parameter(x);
+  SGD opt({V, b}, {}, kKeepTerms);
+  at::Tensor y = forge::linear_transposed(x, V, b), y2 = at::linear(x2, W2, b2), dY = random(y.sizes(), 4);
+  EXPECT_TRUE(within(y, y2, at::full_like(y, 1e-6)));
+  y.backward(dY);
+  y2.backward(dY);
+  EXPECT_TRUE(within(x.grad(), x2.grad(), at::full_like(x, 1e-6)));
+  EXPECT_TRUE(within(b.grad(), b2.grad(), at::full_like(b, 1e-6)));
+  at::Tensor bound = sum_bound(dY.reshape({6, 4}), x.detach().reshape({6, 8}));
+  EXPECT_TRUE(within(forge::gradient(V).materialize().t(), W2.grad(), bound));
+  at::Tensor before = forge::gradient(V).materialize();
+  x.detach().zero_();
+  EXPECT_TRUE(same_bits(forge::gradient(V).materialize(), before)) << "the user's own x was not copied";
+  EXPECT_THAT([&] { forge::linear_transposed(at::zeros({3, 4}), V); }, throws("expected (…, 8)"));
+}
+
 TEST(Linear, AWeightUsedTwiceRecordsBothUses) {
   at::Tensor W = parameter(random({8, 8}, 1)), W2 = parameter(W), x = random({5, 8}, 2);
   SGD opt({W}, {}, kKeepTerms);

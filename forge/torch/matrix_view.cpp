@@ -1,5 +1,6 @@
 #include "forge/torch/matrix_view.h"
 
+#include <ATen/ops/empty_like.h>
 #include <c10/util/accumulate.h>
 
 #include "forge/base/error.h"
@@ -23,6 +24,13 @@ void check_operand(const char* who, const char* what, const at::Tensor& t) {
 Shape matrix_shape(at::IntArrayRef sizes) {
   if (sizes.size() == 2) return {sizes[0], sizes[1]};
   return {1, c10::multiply_integers(sizes)};
+}
+
+Shape matrix_shape(const at::Tensor& t) { return t.is_contiguous() ? matrix_shape(t.sizes()) : Shape{1, t.numel()}; }
+
+at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& t) {
+  bool same = t.is_contiguous() ? like.is_contiguous() : t.strides() == like.strides();
+  return same ? t : at::empty_like(like, t.options()).copy_(t);
 }
 
 Matrix as_matrix(const at::Tensor& t, Shape shape) {

@@ -20,8 +20,13 @@ struct Shape {
   std::int64_t out, in;
 };
 Shape matrix_shape(at::IntArrayRef sizes);
+// The same of a tensor; one in another than row-major order (channels last) is one row in the order of its memory.
+Shape matrix_shape(const at::Tensor& t);
 
-// A contiguous tensor as a matrix of this shape.
+// The same elements in the memory order of `like`: t itself where it has that order.
+at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& t);
+
+// A tensor without gaps as a matrix of this shape.
 Matrix as_matrix(const at::Tensor& t, Shape shape);
 
 }  // namespace forge

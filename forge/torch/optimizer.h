@@ -27,6 +27,7 @@ struct MemoryReport {
   std::int64_t held_terms = 0;      // storages kept alive by dY and X, each counted once
   std::int64_t dense_matrices = 0;  // dense gradients of 2-D parameters
   std::int64_t dense_vectors = 0;   // dense gradients of the rest (norms, biases)
+  std::int64_t gradients = 0;       // the last three together; their peak is one moment's
   std::int64_t collapses = 0;       // times that terms were multiplied out
 };
 
@@ -50,7 +51,7 @@ class Optimizer {
   std::span<const ParameterState> state() const;
   const OptimizerOptions& options() const;
   MemoryReport memory() const;
-  // The highest values of held_terms, dense_matrices and dense_vectors since the last reset.
+  // The highest values of held_terms, dense_matrices, dense_vectors and gradients since the last reset.
   MemoryReport peak_memory() const;
   void reset_peak_memory();
 
@@ -68,7 +69,7 @@ struct ParamGroup {
 
 // An optimizer of one rule. A change of groups()[i].options acts at the next update.
 // Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16 on the CPU,
-// is not contiguous, or is held by another optimizer that is still alive.
+// has gaps between its elements, or is held by another optimizer that is still alive.
 class AdamW final : public Optimizer {
  public:
   explicit AdamW(std::vector<at::Tensor> params, AdamWOptions rule = {}, OptimizerOptions options = {});

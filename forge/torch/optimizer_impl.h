@@ -12,13 +12,21 @@
 
 namespace forge {
 
-// An optimizer without its rule. The records' hooks point here, so its address stays.
+// An optimizer without its rule. The records' hooks point here, so its address stays. What is virtual is told apart by
+// the rule, and by where state and options live: here, or with a host in another language.
 struct Optimizer::Impl {
-  explicit Impl(OptimizerOptions o);
+  // handles: gradients stand in .grad (handle.h), and other optimizers may hold the same parameters.
+  explicit Impl(OptimizerOptions o, bool handles = false);
   virtual ~Impl() = default;
 
   // The constants of parameter i's next update.
   virtual RuleStep next_rule(std::size_t i) const = 0;
+  // Brings state[i] up to date with the host before it is read, and the host with state[i] after an update.
+  virtual void load(std::size_t) {}
+  virtual void store(std::size_t) {}
+  // A zero moment for parameter i.
+  virtual at::Tensor new_moment(std::size_t i);
+  virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
   void hold(const at::Tensor& parameter);
   void update(std::size_t i);
@@ -26,6 +34,7 @@ struct Optimizer::Impl {
   void step();
 
   OptimizerOptions options;
+  bool handles;
   std::vector<ParameterState> state;
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();
   std::vector<std::shared_ptr<Record>> records;  // one for each state

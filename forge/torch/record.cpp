@@ -16,13 +16,16 @@
 #include "forge/kernels/norm.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/executor.h"
+#include "forge/torch/handle.h"
 
 namespace forge {
 namespace {
 
 struct Registry {
   std::mutex mutex;
-  std::unordered_map<const c10::TensorImpl*, std::weak_ptr<Record>> records;
+  std::unordered_map<const c10::TensorImpl*, std::weak_ptr<Record>> by_parameter;
+  std::unordered_map<std::int64_t, std::weak_ptr<Record>> by_id;
+  std::int64_t next_id = 1;
 
   static Registry& get() {
     // Never destroyed: a record may outlive static variables.
@@ -31,59 +34,77 @@ struct Registry {
   }
 };
 
+template <class Map>
+std::shared_ptr<Record> look_up(Map Registry::*map, const typename Map::key_type& key) {
+  Registry& registry = Registry::get();
+  std::scoped_lock lock(registry.mutex);
+  auto found = (registry.*map).find(key);
+  return found == (registry.*map).end() ? nullptr : found->second.lock();
+}
+
 }  // namespace
 
 std::shared_ptr<Record> find_record(const at::Tensor& parameter) {
-  Registry& registry = Registry::get();
-  std::scoped_lock lock(registry.mutex);
-  auto found = registry.records.find(parameter.unsafeGetTensorImpl());
-  return found == registry.records.end() ? nullptr : found->second.lock();
+  return look_up(&Registry::by_parameter, parameter.unsafeGetTensorImpl());
 }
+
+std::shared_ptr<Record> find_record(std::int64_t id) { return look_up(&Registry::by_id, id); }
 
 Gradient& gradient(const at::Tensor& parameter) {
   check(parameter.defined(), "gradient: the parameter is undefined");
   auto record = find_record(parameter);
   check(record != nullptr, "gradient: no optimizer holds this parameter of shape ", parameter.sizes());
-  return record->gradient();
+  auto current = record->current();
+  check(current != nullptr, "gradient: the .grad of this parameter of shape ", parameter.sizes(),
+        " holds no recorded gradient");
+  return *current;
 }
 
 // ---- A record's life ----------------------------------------------------------------------------------------------
 
-std::shared_ptr<Record> Record::make(const at::Tensor& parameter, const OptimizerOptions& options,
+std::shared_ptr<Record> Record::make(const at::Tensor& parameter, const Settings& settings,
                                      std::shared_ptr<Ledger> ledger, std::function<void()> backward_done) {
-  std::shared_ptr<Record> record(new Record(parameter, options, std::move(ledger), std::move(backward_done)));
+  std::shared_ptr<Record> record(new Record(parameter, settings, std::move(ledger), std::move(backward_done)));
   {
     Registry& registry = Registry::get();
     std::scoped_lock lock(registry.mutex);
-    auto& entry = registry.records[parameter.unsafeGetTensorImpl()];
-    check(entry.expired(), "the parameter of shape ", parameter.sizes(),
+    auto& entry = registry.by_parameter[parameter.unsafeGetTensorImpl()];
+    check(entry.expired() || settings.handles, "the parameter of shape ", parameter.sizes(),
           " is held by another optimizer; destroy that one first");
     entry = record;
+    record->id_ = registry.next_id++;
+    registry.by_id[record->id_] = record;
   }
   record->watch_uses();
   return record;
 }
 
-Record::Record(const at::Tensor& parameter, const OptimizerOptions& options, std::shared_ptr<Ledger> ledger,
+Record::Record(const at::Tensor& parameter, const Settings& settings, std::shared_ptr<Ledger> ledger,
                std::function<void()> backward_done)
     : parameter_(parameter),
+      settings_(settings),
+      id_(0),
       ledger_(std::move(ledger)),
-      gradient_(parameter, ledger_),
-      in_backward_(options.schedule == Schedule::in_backward),
-      copies_users_X_(!in_backward_ && options.collapse != Collapse::always),
-      exact_(options.exact),
       backward_done_(std::move(backward_done)) {
-  // In in_backward the terms are gone before they could outweigh a dense gradient for long.
-  bool collapses = !in_backward_ || options.collapse == Collapse::always;
-  gradient_.set_policy(collapses ? options.collapse : Collapse::never, options.exact);
+  check(!settings.handles || gradient_handles() != nullptr, "Record: no class of handles is installed");
+  if (!grad_is_handle()) own_ = new_gradient();
 }
 
 Record::~Record() {
   Registry& registry = Registry::get();
   std::scoped_lock lock(registry.mutex);
-  auto found = registry.records.find(parameter_.unsafeGetTensorImpl());
-  // A record that was refused was never entered, and the entry is another's.
-  if (found != registry.records.end() && found->second.expired()) registry.records.erase(found);
+  registry.by_id.erase(id_);
+  auto found = registry.by_parameter.find(parameter_.unsafeGetTensorImpl());
+  // A record that was refused was never entered, and one that was taken over is not there: the entry is another's.
+  if (found != registry.by_parameter.end() && found->second.expired()) registry.by_parameter.erase(found);
+}
+
+std::shared_ptr<Gradient> Record::new_gradient() const {
+  auto G = std::make_shared<Gradient>(parameter_, ledger_);
+  // In in_backward the terms are gone before they could outweigh a dense gradient for long.
+  bool collapses = !in_backward() || settings_.collapse == Collapse::always;
+  G->set_policy(collapses ? settings_.collapse : Collapse::never, settings_.exact);
+  return G;
 }
 
 struct Record::UseHook final : torch::autograd::FunctionPostHook {
@@ -98,6 +119,7 @@ struct Record::UseHook final : torch::autograd::FunctionPostHook {
 };
 
 void Record::watch_uses() {
+  if (node_ != nullptr || !parameter_.requires_grad()) return;
   // auto: the pointer to a node is a shared_ptr up to torch 2.11 or so and an intrusive_ptr later.
   auto node = torch::autograd::impl::grad_accumulator(parameter_);
   node->add_post_hook(std::make_unique<UseHook>(weak_from_this()));
@@ -105,23 +127,52 @@ void Record::watch_uses() {
   node_ = std::make_shared<decltype(node)>(std::move(node));
 }
 
+// ---- Where the gradient is ----------------------------------------------------------------------------------------
+
+std::shared_ptr<Gradient> Record::current() const {
+  if (own_) return own_;
+  const at::Tensor& grad = parameter_.grad();
+  if (!grad.defined()) return nullptr;
+  if (handle_ && handle_->_unsafe_get_target() == grad.unsafeGetTensorImpl())
+    if (auto known = behind_handle_.lock()) return known;
+  return gradient_behind(grad);
+}
+
+Gradient& Record::open() {
+  if (auto G = current()) return *G;
+  auto G = new_gradient();
+  at::Tensor handle = gradient_handles()->make(G, parameter_);
+  handle_.emplace(handle.getIntrusivePtr());
+  behind_handle_ = G;
+  parameter_.mutable_grad() = std::move(handle);
+  return *G;  // .grad keeps it
+}
+
 // ---- Backward -----------------------------------------------------------------------------------------------------
 
-void Record::record_outer(const at::Tensor& dY, const at::Tensor& X, bool users_own_X) {
+// The gradient would see what the user writes into a tensor of their own before step().
+at::Tensor Record::keepable(const Factor& factor) const {
+  bool waits = !in_backward() && settings_.collapse != Collapse::always;
+  if (!factor.users_own || !waits) return factor.tensor;
+  ScopedPurpose purpose(Purpose::held_copy);
+  return factor.tensor.clone(at::MemoryFormat::Contiguous);
+}
+
+void Record::record_outer(const Factor& dY, const Factor& X) {
   check_not_updated();
-  if (users_own_X && copies_users_X_) {
-    ScopedPurpose purpose(Purpose::held_copy);
-    return gradient_.add_outer(dY, X.clone(at::MemoryFormat::Contiguous));
-  }
-  gradient_.add_outer(dY, X);
+  open().add_outer(keepable(dY), keepable(X));
 }
 
 void Record::record_rows(const at::Tensor& index, const at::Tensor& values) {
   check_not_updated();
-  gradient_.add_rows(index, values);
+  open().add_rows(index, values);
 }
 
-bool Record::is_captured() const {
+bool Record::wants_tensor() const {
+  bool has_hooks = !torch::autograd::impl::hooks(parameter_).empty() ||
+                   torch::autograd::impl::post_acc_grad_hooks(parameter_) != nullptr;
+  if (has_hooks) return true;
+  if (grad_is_handle() && parameter_.grad().defined() && !current()) return true;
   const auto* tasks = torch::autograd::get_current_graph_task_exec_info();
   if (tasks == nullptr) return false;
   auto found = tasks->find(static_cast<torch::autograd::Node*>(node_key_));
@@ -130,9 +181,9 @@ bool Record::is_captured() const {
 
 void Record::uses_done(const std::vector<at::Tensor>& arrived) {
   note_grad();
-  if (!in_backward_) return own_grad(arrived);
-  if (empty()) return;
-  if (updated_) parameter_.mutable_grad() = at::Tensor();
+  if (!in_backward()) return own_grad(arrived);
+  if (own_->empty() && !parameter_.grad().defined()) return;
+  if (updated_) parameter_.mutable_grad() = at::Tensor();  // what must not be applied does not stay either
   note_grad();
   check_not_updated();
   backward_done_();
@@ -146,30 +197,53 @@ void Record::own_grad(const std::vector<at::Tensor>& arrived) {
   if (arrived[0].is_alias_of(grad) && grad.storage().use_count() > 2) grad = grad.clone();
 }
 
+bool Record::is_updated() const {
+  return updated_ || (spent_ && spent_->spent() && parameter_.grad().is_same(spent_handle_));
+}
+
 void Record::check_not_updated() const {
-  check(!updated_, "a second backward would update the parameter of shape ", parameter_.sizes(),
-        " again before step(); call step() after each backward, or use Schedule::at_step");
+  check(!is_updated(), "a second backward would update the parameter of shape ", parameter_.sizes(),
+        " again before step() and zero_grad(); call both after each backward, or use the schedule at_step");
 }
 
 // ---- .grad --------------------------------------------------------------------------------------------------------
 
 void Record::note_grad() {
   const at::Tensor& grad = parameter_.grad();
-  std::int64_t bytes = grad.defined() ? static_cast<std::int64_t>(grad.nbytes()) : 0;
-  ledger_->dense(parameter_.dim() == 2).add(bytes - std::exchange(grad_bytes_, bytes));
+  bool ordinary = grad.defined() && !(own_ ? gradient_behind(grad) : current());
+  std::int64_t bytes = ordinary ? static_cast<std::int64_t>(grad.nbytes()) : 0;
+  ledger_->add_dense(parameter_.dim() == 2, bytes - std::exchange(grad_bytes_, bytes));
+}
+
+void Record::end_step() {
+  updated_ = false;
+  watch_uses();
 }
 
 void Record::reset() {
-  gradient_.clear();
+  if (own_) own_->clear();
   parameter_.mutable_grad() = at::Tensor();
   note_grad();
 }
 
+void Record::spend() {
+  reset();
+  updated_ = true;
+  if (!settings_.handles) return;
+  if (!spent_) {
+    spent_ = new_gradient();
+    spent_handle_ = gradient_handles()->make(spent_, parameter_);
+  }
+  spent_->spend();
+  parameter_.mutable_grad() = spent_handle_;
+}
+
 void Record::absorb_grad() {
-  if (gradient_.empty() || !parameter_.grad().defined()) return;
+  const at::Tensor& there = parameter_.grad();
+  if (!own_ || own_->empty() || !there.defined() || gradient_behind(there)) return;
   at::Tensor grad = std::exchange(parameter_.mutable_grad(), at::Tensor());
   note_grad();
-  gradient_.add_dense(grad);
+  own_->add_dense(grad);
 }
 
 // ---- Uses and wholes ----------------------------------------------------------------------------------------------
@@ -177,26 +251,39 @@ void Record::absorb_grad() {
 std::shared_ptr<Record> record_for_use(const at::Tensor& weight) {
   if (!c10::GradMode::is_enabled() || !weight.requires_grad() || !weight.is_leaf()) return nullptr;
   auto record = find_record(weight);
-  if (!record) return nullptr;
-  bool has_hooks =
-      !torch::autograd::impl::hooks(weight).empty() || torch::autograd::impl::post_acc_grad_hooks(weight) != nullptr;
+  if (!record || !weight.is_contiguous()) return nullptr;
   bool transformed = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
                      weight._fw_grad(0).defined();
-  return has_hooks || transformed ? nullptr : record;
+  if (transformed) return nullptr;
+  record->watch_uses();  // it may have been frozen until now
+  return record;
 }
 
-WholeGradient::WholeGradient(const at::Tensor& parameter, Record* record) : shape_(matrix_shape(parameter.sizes())) {
+WholeGradient::WholeGradient(const at::Tensor& parameter, Record* record) : shape_(matrix_shape(parameter)) {
   if (record) record->absorb_grad();
-  if (record && !record->gradient().empty()) {
-    recorded_ = &record->gradient();
+  if (record) recorded_ = record->current();
+  if (recorded_ && !recorded_->empty()) return;
+  recorded_ = gradient_behind(parameter.grad());
+  if (recorded_) {
+    recorded_->expression();  // a spent one says so
+    if (recorded_->empty()) recorded_ = nullptr;
     return;
   }
   grad_ = parameter.grad();
+  take(parameter);
+}
+
+WholeGradient::WholeGradient(const at::Tensor& parameter, at::Tensor grad)
+    : grad_(std::move(grad)), shape_(matrix_shape(parameter)) {
+  take(parameter);
+}
+
+void WholeGradient::take(const at::Tensor& parameter) {
   if (!grad_.defined()) return;
   check_operand("Gradient", "a parameter's .grad", grad_);
   check(grad_.sizes() == parameter.sizes(), "Gradient: a parameter's .grad is ", grad_.sizes(), ", expected ",
         parameter.sizes());
-  dense_ = grad_.detach().contiguous();
+  dense_ = in_layout_of(parameter, grad_.detach());
   term_ = Dense{as_matrix(dense_, shape_)};
 }
 
@@ -204,8 +291,8 @@ Expression WholeGradient::expression() const {
   return recorded_ ? recorded_->expression() : Expression{shape_.out, shape_.in, {&term_, dense_.defined() ? 1u : 0u}};
 }
 
-double WholeGradient::sum_squares(bool exact, GramCache& cache) const {
-  if (recorded_) return recorded_->sum_squares(exact, cache);
+double WholeGradient::sum_squares(bool exact) const {
+  if (recorded_) return recorded_->sum_squares(exact);
   Expression G = expression();
   return forge::sum_squares(G, torch_context(G));
 }

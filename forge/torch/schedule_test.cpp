@@ -107,7 +107,7 @@ TEST(InBackward, ASecondBackwardBeforeStepRaisesAndChangesNothing) {
   EXPECT_FALSE(b.grad().defined());
   at::Tensor W_after = W.detach().clone(), b_after = b.detach().clone();
   EXPECT_THAT([&] { backward(forge::linear(x, W, b)); },
-              throws("call step() after each backward, or use Schedule::at_step"));
+              throws("call both after each backward, or use the schedule at_step"));
   EXPECT_THAT([&] { backward(b * 2); }, throws("second backward"));
   EXPECT_THAT([&] { backward(at::linear(x, W)); }, throws("second backward"));
   EXPECT_TRUE(same_bits(W, W_after));

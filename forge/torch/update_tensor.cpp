@@ -19,7 +19,7 @@ void bump(const at::Tensor& t) {
 void update_tensor(const at::Tensor& weight, at::ArrayRef<at::Tensor> moments, const Expression& G,
                    const RuleStep& rule) {
   check(moments.size() <= kMaxMoments, "update: ", moments.size(), " moments are more than any rule has");
-  Shape shape = matrix_shape(weight.sizes());
+  Shape shape = matrix_shape(weight);
   std::array<Matrix, kMaxMoments> S;
   for (std::size_t i = 0; i < moments.size(); ++i) S[i] = as_matrix(moments[i], shape);
   update(as_matrix(weight, shape), {S.data(), moments.size()}, G, rule, torch_context(G));
