@@ -1,202 +1,51 @@
-"""FORGE beside PyTorch, alternating in one run, so that its figures are ratios on one machine at one time.
+"""FORGE beside its peers, alternating in one run, so that its figures are ratios on one machine at one time.
 
     python bench/peers.py layer --json FILE [--shape 4096x4096] [--tokens 8,32,...] [--rounds 5]
 
-`layer`: weight gradient + AdamW update of one linear layer.
-  torch_default  PyTorch as it comes: w.grad = dYᵀX; AdamW(fused=True).step(); w.grad = None
-  torch_tuned    the faster of that under THP_MEM_ALLOC_ENABLE=1 and with a gradient buffer kept across steps
-  torch_cast     bf16 weights only: operands cast to fp32 for the product, the gradient cast back, tuned as above
-  forge          torch.ops.forge.adamw_step_, in the environment of torch_tuned
-  limit          max(streaming W and its moments through the rule, 2·T·out·in / FMA peak), measured in the same run
+`layer`     weight gradient + AdamW update of one linear layer (peers_layer.py)
+
 Each environment is a process of its own that sleeps while another is measured.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release"))
-TOKENS = (8, 32, 64, 128, 256, 512, 2048)
-DTYPES = ("fp32", "bf16")
-ENVIRONMENTS = {"plain": {}, "tuned": {"THP_MEM_ALLOC_ENABLE": "1"}}
-# method → (environment, dtypes)
-METHODS = {
-    "torch_default": ("plain", DTYPES),
-    "torch_thp": ("tuned", DTYPES),
-    "torch_kept": ("tuned", DTYPES),
-    "torch_cast": ("tuned", ("bf16",)),
-    "forge": ("tuned", DTYPES),
-}
+import peers_layer
 
 
-class Layer:
-    """One weight with its state, its operands, and every method of taking a step."""
+def names(known):
+    """A parser of comma-separated lists of known names."""
 
-    def __init__(self, dtype, out_features, in_features, tokens):
-        import torch
+    def parse(text):
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return text.split(",")
 
-        self.torch = torch
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        generator = torch.Generator().manual_seed(0)
-        self.w = (torch.randn(out_features, in_features, generator=generator) * 0.02).to(kind).requires_grad_()
-        self.dy = (torch.randn(tokens, out_features, generator=generator) * 1e-3).to(kind)
-        self.x = torch.randn(tokens, in_features, generator=generator).to(kind)
-        self.moments = [torch.zeros_like(self.w, requires_grad=False) for _ in range(2)]
-        self.optimizer = torch.optim.AdamW([self.w], lr=1e-3, fused=True)
-        self.kept = torch.empty_like(self.w, requires_grad=False)
-        self.step = 0
-
-    def torch_default(self):
-        self.w.grad = self.dy.t() @ self.x
-        self.optimizer.step()
-        self.w.grad = None
-
-    torch_thp = torch_default
-
-    def torch_kept(self):
-        self.w.grad = self.torch.mm(self.dy.t(), self.x, out=self.kept)
-        self.optimizer.step()
-        self.w.grad = None
-
-    def torch_cast(self):
-        product = self.dy.float().t() @ self.x.float()
-        self.w.grad = self.kept.copy_(product)
-        self.optimizer.step()
-        self.w.grad = None
-
-    def forge(self):
-        self.step += 1
-        self.torch.ops.forge.adamw_step_(
-            self.w, *self.moments, [self.dy], [self.x],
-            step=self.step, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2,
-        )  # fmt: skip
+    return parse
 
 
-def serve():
-    """A worker process: reads one JSON request a line, answers with the median ms of one method."""
-    import torch
-
-    torch.ops.load_library(str(BUILD / "libforge_torch.so"))
-    torch.set_num_threads(int(os.environ["FORGE_BENCH_THREADS"]))
-    layer, key = None, None
-    for line in sys.stdin:
-        request = json.loads(line)
-        wanted = [request[k] for k in ("dtype", "out", "in", "tokens")]
-        if wanted != key:
-            layer, key = None, wanted
-            layer = Layer(*wanted)
-        run = getattr(layer, request["method"])
-        times = []
-        with torch.no_grad():
-            if request["warm"]:  # workspace and caches; what takes seconds needs none
-                run()
-            for _ in range(request["repetitions"]):
-                start = time.perf_counter()
-                run()
-                times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps(statistics.median(times)), flush=True)
-
-
-class Worker:
-    def __init__(self, environment, threads):
-        env = {**os.environ, **ENVIRONMENTS[environment], "FORGE_BENCH_THREADS": str(threads)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "serve"], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def measure(self, **request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"peers: the worker stopped while measuring {request}; its error is above")
-        return json.loads(answer)
-
-
-def limits(dtype, out_features, in_features, threads):
-    command = [BUILD / "bench_limits", str(out_features), str(in_features), dtype, str(threads)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure_layer(workers, dtype, out_features, in_features, tokens, rounds, threads):
-    """Medians over rounds; each round measures every method once, in a rotated order, and the limits."""
-    methods = [m for m, (_, dtypes) in METHODS.items() if dtype in dtypes]
-    times = {m: [] for m in methods}
-    floors = []
-    for r in range(rounds):
-        for m in methods[r % len(methods):] + methods[: r % len(methods)]:
-            slow = dtype == "bf16" and m in ("torch_default", "torch_thp", "torch_kept")
-            times[m].append(
-                workers[METHODS[m][0]].measure(
-                    dtype=dtype, out=out_features, tokens=tokens, method=m,
-                    repetitions=1 if slow else 5 if tokens < 512 else 3, warm=not slow, **{"in": in_features},
-                )  # fmt: skip
-            )
-        floor = limits(dtype, out_features, in_features, threads)
-        fma_ms = 2 * tokens * out_features * in_features / floor["fma_gflops"] / 1e6 if floor["fma_gflops"] else 0
-        floors.append(max(floor["stream_ms"], fma_ms))
-    ms = {m: statistics.median(t) for m, t in times.items()}
-    tuned = min(ms["torch_thp"], ms["torch_kept"])
-    return {
-        "dtype": dtype,
-        "shape": f"{out_features}x{in_features}",
-        "tokens": tokens,
-        "torch_default_ms": ms["torch_default"],
-        "torch_tuned_ms": tuned,
-        "torch_cast_ms": ms.get("torch_cast"),
-        "forge_ms": ms["forge"],
-        "limit_ms": statistics.median(floors),
-        "ratio_default": ms["torch_default"] / ms["forge"],
-        "ratio_tuned": tuned / ms["forge"],
-    }
-
-
-def print_row(row):
-    cast = f"{row['torch_cast_ms']:9.1f}" if row["torch_cast_ms"] else "        -"
-    print(
-        f"{row['dtype']:5} {row['shape']:>10} {row['tokens']:7} {row['torch_default_ms']:9.1f}"
-        f" {row['torch_tuned_ms']:9.1f} {cast} {row['forge_ms']:9.1f} {row['limit_ms']:9.1f}"
-        f" {row['ratio_default']:8.2f} {row['ratio_tuned']:8.2f} {row['limit_ms'] / row['forge_ms']:7.0%}",
-        flush=True,
-    )
-
-
-def layer(args):
-    out_features, in_features = (int(n) for n in args.shape.split("x"))
-    workers = {name: Worker(name, args.threads) for name in ENVIRONMENTS}
-    print("dtype      shape  tokens   default     tuned      cast     forge     limit  default×   tuned×  limit%")
-    rows = []
-    for dtype in args.dtypes.split(","):
-        for tokens in (int(t) for t in args.tokens.split(",")):
-            rows.append(
-                measure_layer(workers, dtype, out_features, in_features, tokens, args.rounds, args.threads)
-            )
-            print_row(rows[-1])
-    Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
-    for worker in workers.values():
-        worker.process.stdin.close()
+def numbers(text):
+    return [int(n) for n in text.split(",")]
 
 
 def main():
-    if sys.argv[1:] == ["serve"]:
-        return serve()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("layer", help="gradient + update of one linear layer")
-    command.add_argument("--json", required=True, help="where the rows are written")
-    command.add_argument("--shape", default="4096x4096", help="OUTxIN of the weight")
-    command.add_argument("--tokens", default=",".join(map(str, TOKENS)))
-    command.add_argument("--dtypes", default=",".join(DTYPES))
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--threads", type=int, default=os.cpu_count())
-    command.set_defaults(run=layer)
+
+    def add(name, run, help, threads=None):
+        command = commands.add_parser(name, help=help)
+        command.add_argument("--json", required=True, help="where the rows are written")
+        command.add_argument("--threads", type=int, default=threads or os.cpu_count())
+        command.set_defaults(run=run)
+        return command
+
+    layer = add("layer", peers_layer.layer, "gradient + update of one linear layer")
+    layer.add_argument("--shape", default="4096x4096", help="OUTxIN of the weight")
+    layer.add_argument("--tokens", type=numbers, default=peers_layer.TOKENS)
+    layer.add_argument("--dtypes", type=names(peers_layer.DTYPES), default=peers_layer.DTYPES)
+    layer.add_argument("--rounds", type=int, default=5)
+
     args = parser.parse_args()
     args.run(args)
 
