@@ -1,16 +1,21 @@
 """FORGE beside its peers, alternating in one run, so that its figures are ratios on one machine at one time.
 
     python bench/peers.py layer --json FILE [--shape 4096x4096] [--tokens 8,32,...] [--rounds 5]
+    python bench/peers.py step --json FILE [--tokens 16,64,...] [--methods torch_fused,...] [--rounds 5] [--quick]
 
 `layer`     weight gradient + AdamW update of one linear layer (peers_layer.py)
+`step`      whole training steps of a Llama: time, memory, and what becomes of clipping and accumulation
+            (peers_step.py)
 
-Each environment is a process of its own that sleeps while another is measured.
+Each method or environment of `layer` and `step` is a process of its own that sleeps while another is measured.
 """
 
 import argparse
 import os
 
 import peers_layer
+import peers_step
+from peers_methods import METHODS
 
 
 def names(known):
@@ -45,6 +50,12 @@ def main():
     layer.add_argument("--tokens", type=numbers, default=peers_layer.TOKENS)
     layer.add_argument("--dtypes", type=names(peers_layer.DTYPES), default=peers_layer.DTYPES)
     layer.add_argument("--rounds", type=int, default=5)
+
+    step = add("step", peers_step.step, "whole training steps of a Llama of 70 M parameters")
+    step.add_argument("--tokens", type=numbers, help="tokens of a micro-batch (default: 16,64,128,512)")
+    step.add_argument("--methods", type=names(METHODS), default=list(METHODS))
+    step.add_argument("--rounds", type=int, default=5)
+    step.add_argument("--quick", action="store_true", help="a tiny model, 16 tokens and one round: for tests")
 
     args = parser.parse_args()
     args.run(args)
