@@ -2,10 +2,12 @@
 
     python bench/peers.py layer --json FILE [--shape 4096x4096] [--tokens 8,32,...] [--rounds 5]
     python bench/peers.py step --json FILE [--tokens 16,64,...] [--methods torch_fused,...] [--rounds 5] [--quick]
+    python bench/peers.py overhead --json FILE [--repetitions 3000] [--threads 1]
 
 `layer`     weight gradient + AdamW update of one linear layer (peers_layer.py)
 `step`      whole training steps of a Llama: time, memory, and what becomes of clipping and accumulation
             (peers_step.py)
+`overhead`  what fusing costs the host, forward + backward of a layer of 64 x 64 (peers_overhead.py)
 
 Each method or environment of `layer` and `step` is a process of its own that sleeps while another is measured.
 """
@@ -14,6 +16,7 @@ import argparse
 import os
 
 import peers_layer
+import peers_overhead
 import peers_step
 from peers_methods import METHODS
 
@@ -56,6 +59,9 @@ def main():
     step.add_argument("--methods", type=names(METHODS), default=list(METHODS))
     step.add_argument("--rounds", type=int, default=5)
     step.add_argument("--quick", action="store_true", help="a tiny model, 16 tokens and one round: for tests")
+
+    overhead = add("overhead", peers_overhead.overhead, "host time of forward + backward of a small layer", threads=1)
+    overhead.add_argument("--repetitions", type=int, default=3000)
 
     args = parser.parse_args()
     args.run(args)
