@@ -114,7 +114,6 @@ class ForgeAtStep(TorchFused):
         import forge_optim
 
         self.forge = forge_optim
-        forge_optim.fuse(model, verbose=False)
         return forge_optim.AdamW(model, schedule=self.schedule, **ADAMW)
 
     def sample_gradients(self):
