@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "forge/torch/optimizer.h"
+
+namespace forge::python {
+
+struct HostedImpl;
+
+// The engine of a Python torch.optim.Optimizer, its host: param_groups and state are the host's, looked up at every
+// update, so that schedulers, checkpoints and users change them as they are used to. The host owns the engine and
+// outlives it. All calls hold the interpreter's lock.
+class HostedOptimizer final : public Optimizer {
+ public:
+  // rule: a name of torch_rules.h.
+  HostedOptimizer(pybind11::handle host, const std::string& rule, OptimizerOptions options);
+
+  // A parameter and the group (a dict) whose values it follows. A DTensor is updated by its local part, from its
+  // ordinary gradient. Throws Error for what Optimizer refuses; a parameter may be frozen.
+  void add(const pybind11::object& parameter, const pybind11::dict& group);
+  // Every value of a group that the rule reads is checked.
+  void check_group(const pybind11::dict& group) const;
+
+  // How often terms were multiplied out, by reason.
+  const std::map<std::string, std::int64_t>& collapses() const;
+};
+
+}  // namespace forge::python

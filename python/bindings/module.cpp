@@ -1,0 +1,186 @@
+// forge_optim._C: the library's door for Python. Nothing is decided here.
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "forge/base/error.h"
+#include "forge/kernels/target.h"
+#include "forge/torch/allocation.h"
+#include "forge/torch/functional.h"
+#include "forge/torch/handle.h"
+#include "forge/torch/record.h"
+#include "python/bindings/hosted_optimizer.h"
+
+namespace py = pybind11;
+
+namespace forge::python {
+namespace {
+
+// Handles are objects of the Python class FactoredGrad, which have their Gradient as `_gradient`.
+class PythonHandles final : public GradientHandles {
+ public:
+  explicit PythonHandles(py::object type) : type_(std::move(type)) {}
+
+  at::Tensor make(const std::shared_ptr<Gradient>& G, const at::Tensor& parameter) override {
+    py::gil_scoped_acquire lock;
+    return type_(G, parameter).cast<at::Tensor>();
+  }
+  std::shared_ptr<Gradient> find(const at::Tensor& tensor) override {
+    py::gil_scoped_acquire lock;
+    py::object t = py::cast(tensor);
+    if (!py::isinstance(t, type_)) return nullptr;
+    return t.attr("_gradient").cast<std::shared_ptr<Gradient>>();
+  }
+
+ private:
+  py::object type_;
+};
+
+OptimizerOptions options_of(const std::string& schedule, const std::string& collapse, bool exact,
+                            std::optional<at::ScalarType> state_dtype) {
+  check(schedule == "at_step" || schedule == "in_backward", "schedule is \"", schedule,
+        "\", expected \"at_step\" or \"in_backward\"");
+  check(collapse == "auto" || collapse == "never", "collapse is \"", collapse, "\", expected \"auto\" or \"never\"");
+  return {.schedule = schedule == "at_step" ? Schedule::at_step : Schedule::in_backward,
+          .collapse = collapse == "auto" ? Collapse::automatic : Collapse::never,
+          .exact = exact,
+          .state_dtype = state_dtype};
+}
+
+const char* kind_of(const Outer&) { return "dYᵀX"; }
+const char* kind_of(const Rows&) { return "rows"; }
+const char* kind_of(const Dense&) { return "dense"; }
+
+// What each term is and how many tokens it has; a dense one has none.
+std::vector<std::pair<std::string, std::int64_t>> terms_of(const Gradient& G) {
+  std::vector<std::pair<std::string, std::int64_t>> all;
+  auto tokens = [](const auto& t) {
+    if constexpr (requires { t.X; }) return t.X.rows;
+    if constexpr (requires { t.values; }) return t.values.rows;
+    return std::int64_t{0};
+  };
+  for (const Term& term : G.terms()) std::visit([&](const auto& t) { all.emplace_back(kind_of(t), tokens(t)); }, term);
+  return all;
+}
+
+void define_gradient(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Gradient, std::shared_ptr<Gradient>>(m, "Gradient", "scale · Σ terms: the gradient of one parameter.")
+      .def("add_", &Gradient::add_, py::arg("other"), py::arg("factor") = 1.0)
+      .def("mul_", &Gradient::mul_)
+      .def("zero_", &Gradient::zero_)
+      .def("clear", &Gradient::clear)
+      .def("clone", &Gradient::clone)
+      .def("expose", &Gradient::expose, py::arg("reason"), Release())
+      .def(
+          "sum_squares", [](const Gradient& G) { return G.sum_squares(G.exact()); }, Release())
+      .def("finite", &Gradient::finite, Release())
+      .def("held_bytes", &Gradient::held_bytes)
+      .def_property_readonly("exposed", &Gradient::exposed)
+      .def_property_readonly("spent", &Gradient::spent)
+      .def_property_readonly("scale", &Gradient::scale)
+      .def_property_readonly("terms", &terms_of);
+}
+
+py::dict as_dict(const MemoryReport& r) {
+  return py::dict(py::arg("weights") = r.weights, py::arg("state") = r.state, py::arg("held_terms") = r.held_terms,
+                  py::arg("dense_gradients") = r.dense_matrices + r.dense_vectors, py::arg("gradients") = r.gradients,
+                  py::arg("collapses") = r.collapses);
+}
+
+void define_optimizer(py::module_& m) {
+  py::class_<HostedOptimizer>(m, "HostedOptimizer")
+      .def(py::init([](py::handle host, const std::string& rule, const std::string& schedule,
+                       const std::string& collapse, bool exact, std::optional<at::ScalarType> state_dtype) {
+        return std::make_unique<HostedOptimizer>(host, rule, options_of(schedule, collapse, exact, state_dtype));
+      }))
+      .def("add", &HostedOptimizer::add)
+      .def("check_group", &HostedOptimizer::check_group)
+      .def("step", &HostedOptimizer::step, py::call_guard<py::gil_scoped_release>())
+      .def("memory", [](const HostedOptimizer& o) { return as_dict(o.memory()); })
+      .def("peak_memory", [](const HostedOptimizer& o) { return as_dict(o.peak_memory()); })
+      .def("reset_peak_memory", &HostedOptimizer::reset_peak_memory)
+      .def_property_readonly("collapses", &HostedOptimizer::collapses);
+}
+
+// An AllocationRecorder as a context manager, whose figures may be read when it has ended.
+struct RecorderScope {
+  std::unique_ptr<AllocationRecorder> recorder;
+  std::int64_t live = 0, peak = 0;
+
+  void update() {
+    if (!recorder) return;
+    live = recorder->live_bytes();
+    peak = recorder->peak_bytes();
+  }
+  void end() {
+    update();
+    recorder.reset();
+  }
+};
+
+void define_recorder(py::module_& m) {
+  py::class_<RecorderScope>(m, "AllocationRecorder",
+                            "Counts, in bytes, what torch's CPU allocator hands out inside its with block, on all "
+                            "threads.")
+      .def(py::init<>())
+      .def(
+          "__enter__",
+          [](RecorderScope& self) -> RecorderScope& {
+            self.recorder = std::make_unique<AllocationRecorder>();
+            return self;
+          },
+          py::return_value_policy::reference)
+      .def("__exit__", [](RecorderScope& self, const py::args&) { self.end(); })
+      .def("reset_peak",
+           [](RecorderScope& self) {
+             check(self.recorder != nullptr, "AllocationRecorder: the peak can be reset inside the with block only");
+             self.recorder->reset_peak();
+           })
+      .def_property_readonly("live_bytes", [](RecorderScope& self) { return self.update(), self.live; })
+      .def_property_readonly("peak_bytes", [](RecorderScope& self) { return self.update(), self.peak; });
+}
+
+void define_functions(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), Release());
+  m.def("linear_transposed", &linear_transposed, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(),
+        Release());
+  m.def("embedding", &embedding, py::arg("index"), py::arg("weight"), py::arg("padding_idx") = -1, Release());
+  m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("params"), py::arg("max_norm"),
+        py::arg("error_if_nonfinite") = false, Release());
+  // The number of the record that a compiled graph writes to; 0 where the weight is not recorded.
+  m.def("record_id", [](const at::Tensor& weight) {
+    auto record = find_record(weight);
+    return record ? record->id() : 0;
+  });
+  m.def("is_in_backward", [](const at::Tensor& weight) {
+    auto record = find_record(weight);
+    return record && record->in_backward();
+  });
+  // The instruction set that kernels run on here.
+  m.def("kernels", [] { return std::string(name_of(best_target())); });
+}
+
+}  // namespace
+}  // namespace forge::python
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace forge::python;
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const forge::Error& e) {
+      PyErr_SetString(PyExc_RuntimeError, e.what());  // as where it comes out of backward
+    }
+  });
+  // Never destroyed: gradients may be asked for until the process ends.
+  m.def("install", [](py::object handle_type) { forge::install(new PythonHandles(std::move(handle_type))); });
+  define_gradient(m);
+  define_optimizer(m);
+  define_recorder(m);
+  define_functions(m);
+}

@@ -1,0 +1,40 @@
+"""FORGE for PyTorch: train without ever storing a weight gradient, in the loop that you have.
+
+    import forge_optim as forge
+    opt = forge.AdamW(model, lr=2e-5, weight_decay=0.1)
+
+``loss.backward()``, gradient clipping, accumulation, ``GradScaler``, schedulers, ``opt.step()`` and ``opt.zero_grad()``
+stay as they are.
+"""
+
+import importlib
+
+import torch  # noqa: F401  (libtorch is loaded before what links it)
+
+from ._C import AllocationRecorder
+from .clipping import clip_grad_norm_
+from .factored_grad import CollapseWarning, FactoredGrad
+from .fusion import FusionReport, fuse, unfuse
+from .optimizers import SGD, AdamW, FusedOptimizer
+from .reporting import Report, report
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "AllocationRecorder",
+    "CollapseWarning",
+    "FactoredGrad",
+    "FusedOptimizer",
+    "FusionReport",
+    "Report",
+    "clip_grad_norm_",
+    "fuse",
+    "report",
+    "unfuse",
+]
+
+
+def __getattr__(name: str):
+    if name == "hf":  # imported when asked for
+        return importlib.import_module(".hf", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""The optimizers: those of ``torch.optim``, which update a weight while its gradient is being computed.
+
+Each is a subclass of its namesake, so that constructor arguments, param groups, state and checkpoints are the same;
+only ``step()`` is ours. The first argument may also be the model itself, which is then fused (``forge_optim.fuse``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+from .fusion import fuse, is_fused
+
+Schedule = Literal["at_step", "in_backward"]
+CollapsePolicy = Literal["auto", "never"]
+Params = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+_OPTIONS = """
+
+    Arguments beyond those of ``torch.optim.{name}`` (whose ``foreach`` and ``fused`` change nothing here):
+
+    params: the model, which is then fused, or what ``torch.optim`` takes.
+    schedule: "at_step": weights are updated in ``step()``, and everything is as in torch. "in_backward": each weight
+        is updated as soon as backward is done with it, and no gradient is kept; clipping, scaling, accumulating or
+        reading gradients then raises.
+    collapse: "auto": terms that outgrow the dense gradient are multiplied out. "never": they are not.
+    exact: norms by the same chain of operations as the update, dense gradients in fp32: the same bits as when every
+        gradient is multiplied out, clipped or not.
+    state_dtype: torch.float32 or torch.bfloat16; None: what a checkpoint brings, else each weight's own.
+
+    Parameters are fp32 or bf16 on the CPU. RuntimeError where one is not, or an argument cannot be met.
+"""
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """What the optimizers share. To be named before the class of ``torch.optim`` that it stands in for."""
+
+    _rule: str
+
+    def __init__(
+        self,
+        params: Params,
+        *args: Any,
+        schedule: Schedule = "at_step",
+        collapse: CollapsePolicy = "auto",
+        exact: bool = False,
+        state_dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._options = (schedule, collapse, exact, state_dtype)
+        self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
+        if isinstance(params, nn.Module):
+            fuse(params)
+            params = params.named_parameters()
+        # Our update is always fused; torch's own switches would only bring their restrictions along.
+        for switch in ("foreach", "fused"):
+            kwargs.pop(switch, None)
+        super().__init__(params, *args, **kwargs)
+        self._warn_if_nothing_is_fused()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._engine.check_group(group)
+            for parameter in group["params"]:
+                self._engine.add(parameter, group)
+        except RuntimeError:
+            self.param_groups.pop()
+            self._bind()
+            raise
+
+    def _bind(self) -> None:
+        """Makes the engine anew for the param groups as they are: what it knew of updates is in the state."""
+        self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._engine.add(parameter, group)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every parameter that has a gradient, all of them or, where one is refused, none.
+
+        closure: evaluated first, with gradients enabled; its result is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._engine.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but moments keep the dtype that they were saved in (or get ``state_dtype``)."""
+        seen: list[dict[str, Any]] = []
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        self._restore_dtypes(seen[-1])
+        self._bind()
+
+    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+        """torch casts every floating-point state to its parameter's dtype."""
+        ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for i, parameter in zip(ids, parameters, strict=True):
+            for key, value in loaded["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and key != "step" and value.dtype != self.state[parameter][key].dtype:
+                    self.state[parameter][key] = value.detach().to(device=parameter.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
+            self._bind()
+
+    def reset_peak_memory(self) -> None:
+        """The peaks in ``forge_optim.report`` start again from now."""
+        self._engine.reset_peak_memory()
+
+    def _warn_if_nothing_is_fused(self) -> None:
+        matrices = [p for group in self.param_groups for p in group["params"] if p.dim() == 2]
+        if matrices and not any(is_fused(p) for p in matrices):
+            warnings.warn(
+                "no parameter belongs to a fused module, so that every gradient is stored as without this library; "
+                "call forge_optim.fuse(model) first, or pass the model itself",
+                stacklevel=4,
+            )
+
+
+class AdamW(FusedOptimizer, torch.optim.AdamW):
+    __doc__ = "AdamW (arXiv 1711.05101) as ``torch.optim.AdamW``, without amsgrad." + _OPTIONS.format(name="AdamW")
+    _rule = "AdamW"
+
+
+class SGD(FusedOptimizer, torch.optim.SGD):
+    __doc__ = "SGD with momentum as ``torch.optim.SGD``." + _OPTIONS.format(name="SGD")
+    _rule = "SGD"
