@@ -1,13 +1,17 @@
-# Makes the target torch_wheel from the torch package of FORGE_PYTHON, and sets FORGE_TORCH_FOUND.
+# Makes the target torch_wheel from the torch package of FORGE_PYTHON, and sets FORGE_TORCH_FOUND,
+# FORGE_TORCH_PYTHON (the Python it is of) and FORGE_TORCH_LIB (the folder of its libraries).
 #
 # The wheel is asked where its files are. find_package(Torch) is not used: on a CUDA wheel it insists on a
 # CUDA toolkit, which linking against the wheel does not need.
 
-set(FORGE_PYTHON "" CACHE STRING "Python whose torch is used (empty: .venv/bin/python, else python3)")
+set(FORGE_PYTHON "" CACHE STRING
+    "Python whose torch is used (empty: Python_EXECUTABLE, which pip's build gives; .venv/bin/python; python3)")
 set(_python "${FORGE_PYTHON}")
 if(NOT _python)
   set(_python python3)
-  if(EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
+  if(Python_EXECUTABLE)
+    set(_python "${Python_EXECUTABLE}")
+  elseif(EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
     set(_python "${PROJECT_SOURCE_DIR}/.venv/bin/python")
   endif()
 endif()
@@ -21,11 +25,13 @@ print(p, os.path.getmtime(p) if p else '')"
 if(_found AND NOT "${_python} ${_found}" STREQUAL "${FORGE_TORCH_ASKED}")
   execute_process(
     COMMAND "${_python}" -c
-            "import torch, torch.utils.cpp_extension as e
-lines = [torch.__version__, e.include_paths(), e.library_paths(), int(torch._C._GLIBCXX_USE_CXX11_ABI)]
+            "import sys, torch, torch.utils.cpp_extension as e
+lines = [sys.executable, torch.__version__, e.include_paths(), e.library_paths(),
+         int(torch._C._GLIBCXX_USE_CXX11_ABI)]
 print(';'.join('|'.join(x) if isinstance(x, list) else str(x) for x in lines))"
-    OUTPUT_VARIABLE _answer OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE _failed ERROR_QUIET)
+    OUTPUT_VARIABLE _answer OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE _failed ERROR_VARIABLE _reason)
   if(_failed)
+    message(WARNING "forge: the torch of ${_python} cannot be imported:\n${_reason}")
     set(_found "")
   else()
     set(FORGE_TORCH_ASKED "${_python} ${_found}" CACHE INTERNAL "")
@@ -41,14 +47,15 @@ if(NOT _found)
 endif()
 set(FORGE_TORCH_FOUND TRUE)
 
-list(GET FORGE_TORCH_ANSWER 0 _version)
-list(GET FORGE_TORCH_ANSWER 1 _includes)
-list(GET FORGE_TORCH_ANSWER 2 _libraries)
-list(GET FORGE_TORCH_ANSWER 3 _cxx11_abi)
+list(GET FORGE_TORCH_ANSWER 0 FORGE_TORCH_PYTHON)
+list(GET FORGE_TORCH_ANSWER 1 _version)
+list(GET FORGE_TORCH_ANSWER 2 _includes)
+list(GET FORGE_TORCH_ANSWER 3 _libraries)
+list(GET FORGE_TORCH_ANSWER 4 _cxx11_abi)
 string(REPLACE "|" ";" _includes "${_includes}")
 string(REPLACE "|" ";" _libraries "${_libraries}")
-list(GET _libraries 0 _lib_dir)
-message(STATUS "forge: torch ${_version} of ${_python}")
+list(GET _libraries 0 FORGE_TORCH_LIB)
+message(STATUS "forge: torch ${_version} of ${FORGE_TORCH_PYTHON}")
 
 add_library(torch_wheel INTERFACE)
 target_compile_definitions(torch_wheel INTERFACE _GLIBCXX_USE_CXX11_ABI=${_cxx11_abi})
@@ -68,7 +75,7 @@ endfunction()
 
 # -fopenmp is no link option: it would bring the system's libgomp in beside the wheel's own, and two OpenMP
 # runtimes in one process each start their threads.
-file(GLOB _gomp "${_lib_dir}/libgomp*.so*" "${_lib_dir}/../../torch.libs/libgomp*.so*")
+file(GLOB _gomp "${FORGE_TORCH_LIB}/libgomp*.so*" "${FORGE_TORCH_LIB}/../../torch.libs/libgomp*.so*")
 if(_gomp)
   list(GET _gomp 0 _gomp)
   _torch_wheel_library(gomp "${_gomp}")
@@ -79,5 +86,5 @@ endif()
 # libtorch registers the backends when it is loaded; --no-as-needed keeps it though no symbol asks for it.
 target_link_options(torch_wheel INTERFACE LINKER:--no-as-needed)
 foreach(_name torch torch_cpu c10)
-  _torch_wheel_library(${_name} "${_lib_dir}/lib${_name}.so")
+  _torch_wheel_library(${_name} "${FORGE_TORCH_LIB}/lib${_name}.so")
 endforeach()
