@@ -1,4 +1,4 @@
-"""The include ladder: base <- rules, formats, gradient <- kernels, plan <- torch <- apps."""
+"""The include ladder: base <- rules, formats, gradient <- kernels, plan <- torch <- apps, python."""
 
 import os
 import re
@@ -28,6 +28,7 @@ FOREIGN = [
         ("forge/kernels/cuda/",),
     ),
     ("torch", re.compile(r"^(torch|ATen|c10|caffe2)/"), ("forge/torch/", "apps/", "python/")),
+    ("pybind11", re.compile(r"^(pybind11/|torch/csrc/utils/pybind\.h$|torch/extension\.h$|Python\.h$)"), ("python/",)),
     ("Highway", re.compile(r"^hwy/"), ("forge/kernels/cpu/",)),
 ]
 
@@ -75,8 +76,9 @@ def violations_of_include(root, path, target):
             yield f"{path}: includes {target}, which is in no layer"
         elif layer in LAYERS and layer_of(target) not in ALLOWED[layer]:
             yield f"{path}: {layer} includes {layer_of(target)}, {target}"
-    elif target.startswith("apps/") and not path.startswith("apps/"):
-        yield f"{path}: includes an app's header, {target}"
+    for door, whose in (("apps/", "an app's"), ("python/", "the Python package's")):
+        if target.startswith(door) and not path.startswith(door):
+            yield f"{path}: includes {whose} header, {target}"
 
 
 def violations(root):
@@ -115,6 +117,9 @@ def test_the_tree_obeys_the_ladder():
         ("forge/rules/adamw_test.cpp", "forge/base/testing/ulp.h"),
         ("apps/forge/main.cpp", "forge/torch/linear.h"),
         ("apps/forge/main.cpp", "torch/library.h"),
+        ("python/bindings/module.cpp", "forge/torch/linear.h"),
+        ("python/bindings/module.cpp", "torch/csrc/utils/pybind.h"),
+        ("python/bindings/module.cpp", "pybind11/stl.h"),
         ("bench/gemm.cpp", "forge/kernels/gemm.h"),
         ("forge/kernels/cpu/fp8_e4m3.h", "cstdint"),
     ],
@@ -135,6 +140,11 @@ def test_what_the_ladder_allows(tmp_path, path, target):
         ("forge/kernels/gemm.h", "forge/plan/plan.h", "kernels includes plan"),
         ("forge/kernels/gemm_test.cpp", "forge/torch/linear.h", "kernels includes torch"),
         ("forge/torch/linear.cpp", "apps/forge/train.h", "includes an app's header"),
+        ("forge/torch/linear.cpp", "python/bindings/module.h", "includes the Python package's header"),
+        ("apps/forge/main.cpp", "python/bindings/module.h", "includes the Python package's header"),
+        ("python/bindings/module.cpp", "apps/forge/train.h", "includes an app's header"),
+        ("forge/torch/linear.cpp", "pybind11/pybind11.h", "names a pybind11 header"),
+        ("apps/forge/main.cpp", "Python.h", "names a pybind11 header"),
         ("forge/rules/adamw.cpp", "forge/base/testing/ulp.h", "is no test"),
         ("forge/rules/adamw.cpp", "forge/extras/more.h", "in no layer"),
         ("forge/extras/more.h", "vector", "lies in no layer"),
