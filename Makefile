@@ -12,7 +12,7 @@ help: ## Say what each target does
 setup: ## Install the apt packages and the Python environment, where missing
 	@script/setup.sh
 
-build: setup ## Build the library, the forge executable, tests and benchmarks
+build: setup ## Build the library, the Python package, the forge executable, tests and benchmarks
 	@cmake --preset release
 	@cmake --build --preset release -j $(shell nproc)
 

@@ -1,0 +1,84 @@
+"""The wheel: what it holds, and that it works where nothing else of this repository is."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def pip(*arguments, **settings):
+    return subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    built = pip("wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder))
+    assert built.returncode == 0, built.stdout + built.stderr
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def test_it_holds_the_package_and_nothing_else(wheel):
+    python_files = [path.relative_to(ROOT / "python") for path in (ROOT / "python/forge_optim").rglob("*.py")]
+    expected = {path.as_posix() for path in python_files}
+    expected |= {f"forge_optim/{name}" for name in ("py.typed", f"_C{SUFFIX}", "libforge_torch.so")}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_its_tag_is_that_of_this_python(wheel):
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert wheel.name.endswith(f"-{python}-{python}-{platform}.whl")
+
+
+def test_it_asks_for_the_torch_it_was_built_with(wheel):
+    import torch
+
+    major, minor = torch.__version__.split(".")[:2]
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    assert f"Requires-Dist: torch=={major}.{minor}.*\n" in metadata
+
+
+def test_installed_it_imports_from_anywhere(wheel, tmp_path):
+    site = tmp_path / "site"
+    installed = pip("install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    script = "import forge_optim; print(forge_optim.__file__, forge_optim._C.__file__, sep='\\n')"
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [str(site / "forge_optim/__init__.py"), str(site / f"forge_optim/_C{SUFFIX}")]
+
+
+@pytest.mark.parametrize(
+    ("installed", "complaint"),
+    [(None, "has no torch to build against"), ("2.10.1", "has torch 2.10.1"), ("3.0.0+cpu", "has torch 3.0.0+cpu")],
+)
+def test_a_torch_it_cannot_be_built_with_is_named_in_one_sentence(tmp_path, installed, complaint):
+    if installed:
+        folder = tmp_path / f"torch-{installed}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
+    script = f"import sys; sys.path[:] = [{str(tmp_path)!r}, *(p for p in sys.path if 'site-packages' not in p)]\n"
+    script += "import torch_requirement; torch_requirement.dynamic_metadata({}, {})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert complaint in ran.stderr
+    assert ran.stderr.count("\n") == 1
