@@ -20,7 +20,10 @@ def pip(*arguments, **settings):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    built = pip("wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder))
+    # CMake's own choice for `make build`. scikit-build-core takes the name in Python's sysconfig, often g++: the same
+    # compiler, but ccache goes by the name.
+    environment = {"CXX": "c++"} | os.environ
+    built = pip("wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), env=environment)
     assert built.returncode == 0, built.stdout + built.stderr
     (file,) = folder.glob("*.whl")
     return file

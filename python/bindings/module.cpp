@@ -168,7 +168,7 @@ void define_functions(py::module_& m) {
 }  // namespace
 }  // namespace forge::python
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+PYBIND11_MODULE(_C, m) {
   using namespace forge::python;
   py::register_exception_translator([](std::exception_ptr p) {
     try {
