@@ -22,7 +22,7 @@ execute_process(
           "import importlib.util as u, os; s = u.find_spec('torch'); p = s and s.origin or ''
 print(p, os.path.getmtime(p) if p else '')"
   OUTPUT_VARIABLE _found OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-if(_found AND NOT "${_python} ${_found}" STREQUAL "${FORGE_TORCH_ASKED}")
+if(_found AND NOT "${_python} ${_found}" STREQUAL "${FORGE_TORCH_OF}")
   execute_process(
     COMMAND "${_python}" -c
             "import sys, torch, torch.utils.cpp_extension as e
@@ -34,8 +34,8 @@ print(';'.join('|'.join(x) if isinstance(x, list) else str(x) for x in lines))"
     message(WARNING "forge: the torch of ${_python} cannot be imported:\n${_reason}")
     set(_found "")
   else()
-    set(FORGE_TORCH_ASKED "${_python} ${_found}" CACHE INTERNAL "")
-    set(FORGE_TORCH_ANSWER "${_answer}" CACHE INTERNAL "")
+    set(FORGE_TORCH_OF "${_python} ${_found}" CACHE INTERNAL "")
+    set(FORGE_TORCH_FACTS "${_answer}" CACHE INTERNAL "")
   endif()
 endif()
 
@@ -47,11 +47,11 @@ if(NOT _found)
 endif()
 set(FORGE_TORCH_FOUND TRUE)
 
-list(GET FORGE_TORCH_ANSWER 0 FORGE_TORCH_PYTHON)
-list(GET FORGE_TORCH_ANSWER 1 _version)
-list(GET FORGE_TORCH_ANSWER 2 _includes)
-list(GET FORGE_TORCH_ANSWER 3 _libraries)
-list(GET FORGE_TORCH_ANSWER 4 _cxx11_abi)
+list(GET FORGE_TORCH_FACTS 0 FORGE_TORCH_PYTHON)
+list(GET FORGE_TORCH_FACTS 1 _version)
+list(GET FORGE_TORCH_FACTS 2 _includes)
+list(GET FORGE_TORCH_FACTS 3 _libraries)
+list(GET FORGE_TORCH_FACTS 4 _cxx11_abi)
 string(REPLACE "|" ";" _includes "${_includes}")
 string(REPLACE "|" ";" _libraries "${_libraries}")
 list(GET _libraries 0 FORGE_TORCH_LIB)
