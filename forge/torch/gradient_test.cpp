@@ -217,9 +217,25 @@ TEST(Gradient, GramAndChainGiveTheSameNorm) {
     G.mul_(0.37);
     G.add_outer(random({3, 40}, 3, dtype), random({3, 30}, 4, dtype));
     double gram = G.sum_squares(false), chain = G.sum_squares(true);
-    ASSERT_TRUE(ledger->gram.XXt.defined()) << "Gram was not used";
+    ASSERT_TRUE(ledger->gram.RRt.defined()) << "Gram was not used";
     EXPECT_NEAR(gram / chain, 1, 1e-5);
     EXPECT_NE(gram, chain) << "the two paths are one";
+  }
+}
+
+TEST(Gradient, GramKnowsRowsAndBothTogether) {
+  at::Tensor index = at::tensor({7, 0, 7, 3}, at::kLong);
+  for (bool with_outer : {false, true}) {
+    auto ledger = std::make_shared<Ledger>();
+    Gradient G(weight(40, 30), ledger);
+    G.set_policy(Collapse::never, false);
+    G.add_rows(index, random({4, 30}, 1));
+    G.mul_(0.5);
+    if (with_outer) G.add_outer(random({5, 40}, 2), random({5, 30}, 3));
+    G.add_rows(index.slice(0, 1).contiguous(), random({3, 30}, 4));
+    double gram = G.sum_squares(false);
+    ASSERT_TRUE(ledger->gram.RRt.defined()) << "Gram was not used";
+    EXPECT_NEAR(gram / G.sum_squares(true), 1, 1e-5);
   }
 }
 
@@ -230,7 +246,7 @@ TEST(Gradient, WeightsWithOneXShareItsGramMatrix) {
   q.add_outer(random({5, 40}, 2), X);
   k.add_outer(random({5, 40}, 3), X);
   other.add_outer(random({5, 40}, 4), random({5, 30}, 5));
-  const at::Tensor& XXt = ledger->gram.XXt;
+  const at::Tensor& XXt = ledger->gram.RRt;
   q.sum_squares(false);
   const void* of_q = XXt.data_ptr();
   EXPECT_NEAR(k.sum_squares(false) / k.sum_squares(true), 1, 1e-5);

@@ -4,7 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
@@ -18,9 +21,21 @@
 namespace forge {
 namespace {
 
-bool is_cheaper(const Expression& G) {
-  bool all_outer = std::ranges::all_of(G.terms, [](const Term& t) { return std::holds_alternative<Outer>(t); });
-  return all_outer && outer_tokens(G) * (G.in + G.out) < G.in * G.out;
+// Every term but Dense is L[t]ᵀ R[t] summed over tokens: L is dY or, for rows, the unit vector of the row; R is X or
+// the values. Then ‖G‖² = Σ (L Lᵀ)∘(R Rᵀ) over all tokens of all terms.
+bool has_dense(const Expression& G) {
+  return std::ranges::any_of(G.terms, [](const Term& t) { return std::holds_alternative<Dense>(t); });
+}
+
+const ConstMatrix& right_of(const Term& term) {
+  const Outer* outer = std::get_if<Outer>(&term);
+  return outer ? outer->X : std::get<Rows>(term).values;
+}
+
+std::int64_t tokens_of(const Expression& G) {
+  std::int64_t tokens = 0;
+  for (const Term& term : G.terms) tokens += right_of(term).rows;
+  return tokens;
 }
 
 // fp32; a view where m is.
@@ -30,24 +45,55 @@ at::Tensor widened(const ConstMatrix& m, float scale) {
   return scale == 1 ? t : t.mul(scale);
 }
 
-at::Tensor stacked(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
-
-at::Tensor dY_dYt(const Expression& G) {
-  std::vector<at::Tensor> parts;
-  for (const Term& term : G.terms) parts.push_back(widened(std::get<Outer>(term).dY, std::get<Outer>(term).scale));
-  at::Tensor dY = stacked(parts);
-  return dY.mm(dY.t());
+at::Tensor index_of(const Rows& rows) {
+  return at::from_blob(const_cast<std::int64_t*>(rows.index), {rows.values.rows}, at::kLong);
 }
 
-const at::Tensor& X_Xt(const Expression& G, GramCache& cache) {
+at::Tensor stacked(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
+
+// L of all Outer terms, and the rows and scales of all Rows terms.
+struct Left {
+  at::Tensor dY, row, scale;
+
+  explicit Left(const Expression& G) {
+    std::vector<at::Tensor> outer, index, scales;
+    for (const Term& term : G.terms) {
+      if (const Outer* t = std::get_if<Outer>(&term)) {
+        outer.push_back(widened(t->dY, t->scale));
+      } else {
+        const Rows& rows = std::get<Rows>(term);
+        index.push_back(index_of(rows));
+        scales.push_back(at::full({rows.values.rows}, rows.scale, at::kFloat));
+      }
+    }
+    if (!outer.empty()) dY = stacked(outer);
+    if (!index.empty()) row = stacked(index), scale = stacked(scales);
+  }
+
+  // L Lᵀ, Outer terms before Rows terms.
+  at::Tensor gram() const {
+    if (!row.defined()) return dY.mm(dY.t());
+    at::Tensor same_row = row.unsqueeze(0).eq(row.unsqueeze(1)).to(at::kFloat).mul(scale).mul(scale.unsqueeze(1));
+    if (!dY.defined()) return same_row;
+    at::Tensor mixed = dY.index_select(1, row).mul(scale);
+    return at::cat({at::cat({dY.mm(dY.t()), mixed}, 1), at::cat({mixed.t(), same_row}, 1)});
+  }
+};
+
+// R Rᵀ in the same order.
+const at::Tensor& right_gram(const Expression& G, GramCache& cache) {
   std::vector<const void*> key;
-  for (const Term& term : G.terms) key.push_back(std::get<Outer>(term).X.data);
-  if (cache.XXt.defined() && cache.key == key && cache.XXt.size(0) == outer_tokens(G)) return cache.XXt;
   std::vector<at::Tensor> parts;
-  for (const Term& term : G.terms) parts.push_back(widened(std::get<Outer>(term).X, 1));
-  at::Tensor X = stacked(parts);
-  cache = {std::move(key), X.mm(X.t())};
-  return cache.XXt;
+  for (bool outer : {true, false})
+    for (const Term& term : G.terms) {
+      if (std::holds_alternative<Outer>(term) != outer) continue;
+      key.push_back(right_of(term).data);
+      parts.push_back(widened(right_of(term), 1));
+    }
+  if (cache.RRt.defined() && cache.key == key && cache.RRt.size(0) == tokens_of(G)) return cache.RRt;
+  at::Tensor R = stacked(parts);
+  cache = {std::move(key), R.mm(R.t())};
+  return cache.RRt;
 }
 
 struct Sums {
@@ -77,11 +123,11 @@ at::Tensor row_norms(const ConstMatrix& m) { return at::linalg_vector_norm(widen
 }  // namespace
 
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
-  if (G.terms.empty() || !is_cheaper(G)) return std::nullopt;
+  if (G.terms.empty() || has_dense(G) || tokens_of(G) * (G.in + G.out) >= G.in * G.out) return std::nullopt;
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
-  Sums s = product_sums(dY_dYt(G), X_Xt(G, cache));
+  Sums s = product_sums(Left(G).gram().contiguous(), right_gram(G, cache));
   constexpr double kEps = 0x1p-24;
   if (!std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum) return std::nullopt;
   return s.sum * G.scale * G.scale;

@@ -9,16 +9,16 @@
 
 namespace forge {
 
-// X Xᵀ of the last weight asked for: q, k and v share their X and follow one another. Lives as long as the terms do
-// not change: for one norm over all parameters.
+// X Xᵀ (of an embedding: V Vᵀ of the values) of the last weight asked for: q, k and v share their X and follow one
+// another. Valid as long as the terms do not change.
 struct GramCache {
   std::vector<const void*> key;
-  at::Tensor XXt;
+  at::Tensor RRt;
 };
 
-// ‖G‖² = Σ (dY dYᵀ)∘(X Xᵀ) over the tokens of all terms together, without G. None where a term is not Outer, where
-// the chain is cheaper (T ≥ in·out / (in + out)), or where the sum cancels so far that its rounding shows (more than
-// 1e-6 of it) or is not finite: then the chain must tell.
+// ‖G‖² = Σ (dY dYᵀ)∘(X Xᵀ) over the tokens of all terms together, without G; for rows, dY is one-hot and never made.
+// None where a term is Dense, where the chain is cheaper (T ≥ in·out / (in + out)), or where the sum cancels so far
+// that its rounding shows (more than 1e-6 of it) or is not finite: then the chain must tell.
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache);
 
 // What no element of G, nor any partial sum of its chain, exceeds in magnitude, by Cauchy and Schwarz:
