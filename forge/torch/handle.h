@@ -18,6 +18,8 @@ class GradientHandles {
   virtual at::Tensor make(const std::shared_ptr<Gradient>& G, const at::Tensor& parameter) = 0;
   // What the handle refers to; null where the tensor is no handle.
   virtual std::shared_ptr<Gradient> find(const at::Tensor& tensor) = 0;
+  // True where that language's users have hooks on the parameter's gradient. Its list of hooks may be there and empty.
+  virtual bool has_hooks(const at::Tensor& parameter) = 0;
 };
 
 // One for the process, installed before the first optimizer that wants handles. Never destroyed.

@@ -169,14 +169,20 @@ void Record::record_rows(const at::Tensor& index, const at::Tensor& values) {
 }
 
 bool Record::wants_tensor() const {
-  bool has_hooks = !torch::autograd::impl::hooks(parameter_).empty() ||
-                   torch::autograd::impl::post_acc_grad_hooks(parameter_) != nullptr;
-  if (has_hooks) return true;
+  if (has_hooks()) return true;
   if (grad_is_handle() && parameter_.grad().defined() && !current()) return true;
   const auto* tasks = torch::autograd::get_current_graph_task_exec_info();
   if (tasks == nullptr) return false;
   auto found = tasks->find(static_cast<torch::autograd::Node*>(node_key_));
   return found != tasks->end() && found->second.captures_ != nullptr;
+}
+
+bool Record::has_hooks() const {
+  const auto& hooks = torch::autograd::impl::hooks(parameter_);
+  bool after = torch::autograd::impl::post_acc_grad_hooks(parameter_) != nullptr;
+  if (hooks.empty() && !after) return false;
+  // Another language's list counts as one hook, whatever it holds.
+  return hooks.size() > 1 || gradient_handles() == nullptr || gradient_handles()->has_hooks(parameter_);
 }
 
 void Record::uses_done(const std::vector<at::Tensor>& arrived) {
@@ -186,7 +192,17 @@ void Record::uses_done(const std::vector<at::Tensor>& arrived) {
   if (updated_) parameter_.mutable_grad() = at::Tensor();  // what must not be applied does not stay either
   note_grad();
   check_not_updated();
+  check_not_awaited();
   backward_done_();
+}
+
+void Record::check_not_awaited() const {
+  for (const auto& hook : static_cast<torch::autograd::Node*>(node_key_)->post_hooks())
+    check(
+        dynamic_cast<UseHook*>(hook.get()) != nullptr, "in_backward: the gradient of the parameter of shape ",
+        parameter_.sizes(),
+        " is waited for, as DistributedDataParallel does to average it, and would be applied before; use the schedule "
+        "at_step");
 }
 
 // AccumulateGrad may take over a tensor whose storage a term still refers to as its dY; adding to it in place or

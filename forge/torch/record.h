@@ -83,6 +83,8 @@ class Record : public std::enable_shared_from_this<Record> {
   void uses_done(const std::vector<at::Tensor>& arrived);
   void own_grad(const std::vector<at::Tensor>& arrived);
   void check_not_updated() const;
+  void check_not_awaited() const;
+  bool has_hooks() const;
 
   at::Tensor parameter_;
   Settings settings_;

@@ -34,6 +34,11 @@ class PythonHandles final : public GradientHandles {
     if (!py::isinstance(t, type_)) return nullptr;
     return t.attr("_gradient").cast<std::shared_ptr<Gradient>>();
   }
+  bool has_hooks(const at::Tensor& parameter) override {
+    py::gil_scoped_acquire lock;
+    py::object p = py::cast(parameter);
+    return py::bool_(p.attr("_backward_hooks")) || py::bool_(p.attr("_post_accumulate_grad_hooks"));
+  }
 
  private:
   py::object type_;
@@ -156,10 +161,6 @@ void define_functions(py::module_& m) {
   m.def("record_id", [](const at::Tensor& weight) {
     auto record = find_record(weight);
     return record ? record->id() : 0;
-  });
-  m.def("is_in_backward", [](const at::Tensor& weight) {
-    auto record = find_record(weight);
-    return record && record->in_backward();
   });
   // The instruction set that kernels run on here.
   m.def("kernels", [] { return std::string(name_of(best_target())); });

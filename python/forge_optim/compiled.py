@@ -25,7 +25,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, token: Tensor, record: int, transposed: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.token, ctx.record, ctx.transposed = token, record, transposed  # saved, the token would have to stay as it is
+        # Not among the saved: the token is changed, and what is saved may not be.
+        ctx.token, ctx.record, ctx.transposed = token, record, transposed
         weight = weight.to(x.dtype)
         return F.linear(x, weight.t() if transposed else weight)
 

@@ -58,6 +58,8 @@ class FactoredGrad(torch.Tensor):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
+        if isinstance(value, FactoredGrad) and value._gradient is self._gradient:
+            return  # module.cpu() and the like, where there is nothing to move
         raise RuntimeError("the .data of a FactoredGrad cannot be replaced; assign to the parameter's .grad instead")
 
     def data_ptr(self):
@@ -284,8 +286,8 @@ def _warn_once(func) -> None:
         return
     _warned_of.add(func)
     warnings.warn(
-        f"{func} needs a fused weight's gradient as a dense tensor: the result is right, and the gradient now takes the "
-        "memory that it would take without fusing (said once for each operation)",
+        f"{func} needs a fused weight's gradient as a dense tensor: the result is right, and the gradient now takes "
+        "the memory that it would take without fusing (said once for each operation)",
         CollapseWarning,
         stacklevel=4,
     )

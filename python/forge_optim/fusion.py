@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C, compiled
@@ -37,6 +36,11 @@ class Fused:
         """Why this module cannot be fused; None where it can."""
         return None
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if self._parameters.get("weight") is not None:
+            _fused_weights[self.weight] = True
+
     def __reduce_ex__(self, protocol):
         rebuild, arguments, *rest = super().__reduce_ex__(protocol)
         cls = type(self)
@@ -49,19 +53,10 @@ def _rebuild(original, rebuild, arguments):
     return module
 
 
-def _refuse_in_backward_under_ddp(weight: Tensor) -> None:
-    if DistributedDataParallel._active_ddp_module is not None and _C.is_in_backward(weight):
-        raise RuntimeError(
-            'schedule="in_backward" updates a weight before DistributedDataParallel has averaged its gradient; use '
-            'schedule="at_step"'
-        )
-
-
 class FusedLinear(Fused):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return compiled.linear(input, self.weight, self.bias, transposed=False)
-        _refuse_in_backward_under_ddp(self.weight)
         return _C.linear(input, self.weight, self.bias)
 
 
@@ -71,7 +66,6 @@ class FusedConv1D(Fused):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return compiled.linear(x, self.weight, self.bias, transposed=True)
-        _refuse_in_backward_under_ddp(self.weight)
         return _C.linear_transposed(x, self.weight, self.bias)
 
 
@@ -88,7 +82,6 @@ class FusedEmbedding(Fused):
         padding = -1 if self.padding_idx is None else self.padding_idx
         if torch.compiler.is_compiling():
             return compiled.embedding(input, self.weight, padding)
-        _refuse_in_backward_under_ddp(self.weight)
         return _C.embedding(input, self.weight, padding)
 
 
@@ -145,7 +138,8 @@ class FusionReport:
         for (reason, shape), rows in sorted(groups.items(), key=lambda item: item[0][0] is not None):
             name = rows[0].name if len(rows) == 1 else f"{rows[0].name} and {len(rows) - 1} more"
             values = f"{sum(row.numel for row in rows):,}"
-            lines.append((name, " × ".join(map(str, shape)), values, "fused" if reason is None else f"stored: {reason}"))
+            gradient = "fused" if reason is None else f"stored: {reason}"
+            lines.append((name, " × ".join(map(str, shape)), values, gradient))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         fused, total = (sum(row.numel for row in rows) for rows in (self.fused, self.rows))
@@ -176,11 +170,10 @@ def fuse(model: nn.Module, verbose: bool = True) -> FusionReport:
 
 
 def _fuse_module(module: nn.Module) -> str | None:
-    if isinstance(module, Fused):
-        return None
     if getattr(module, "parametrizations", None):
         return "parametrized"
-    cls = _fused_class(type(module))
+    # A fused one is looked at again: its weight may have been replaced, frozen or sharded since.
+    cls = type(module) if isinstance(module, Fused) else _fused_class(type(module))
     if cls is None:
         known = isinstance(module, tuple(_kinds()))
         return f"{type(module).__name__} has a forward of its own" if known else f"used by {type(module).__name__}"
