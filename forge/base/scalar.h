@@ -17,15 +17,12 @@ struct Scalar {
   struct Bits {
     std::uint32_t u;
     FORGE_INLINE explicit Bits(std::uint32_t value) : u(value) {}
-    FORGE_INLINE static Bits load16(const std::uint16_t* p) { return Bits(*p); }
-    FORGE_INLINE void store16(std::uint16_t* p) const { *p = static_cast<std::uint16_t>(u); }
+    // Only the upper halves are in memory: the lower are read as zero, and dropped.
+    FORGE_INLINE static Bits load_upper16(const std::uint16_t* p) { return Bits(std::uint32_t{*p} << 16); }
+    FORGE_INLINE void store_upper16(std::uint16_t* p) const { *p = static_cast<std::uint16_t>(u >> 16); }
     FORGE_INLINE friend Bits operator+(Bits a, Bits b) { return Bits(a.u + b.u); }
     FORGE_INLINE friend Bits operator&(Bits a, Bits b) { return Bits(a.u & b.u); }
     FORGE_INLINE friend Bits operator|(Bits a, Bits b) { return Bits(a.u | b.u); }
-    template <int n>
-    FORGE_INLINE Bits shift_left() const {
-      return Bits(u << n);
-    }
     template <int n>
     FORGE_INLINE Bits shift_right() const {
       return Bits(u >> n);
@@ -49,6 +46,7 @@ struct Scalar {
   // a·b + c with one rounding.
   FORGE_INLINE friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(std::fma(a.x, b.x, c.x)); }
   FORGE_INLINE friend Scalar sqrt(Scalar a) { return Scalar(std::sqrt(a.x)); }
+  FORGE_INLINE friend bool all_numbers(Scalar a) { return a.x == a.x; }
   // where a is a number: `yes`; where it is NaN: `no`.
   FORGE_INLINE friend Bits select_number(Scalar a, Bits yes, Bits no) { return a.x == a.x ? yes : no; }
 };

@@ -15,17 +15,18 @@ struct Bf16 {
 
   template <class V>
   FORGE_INLINE static V decode(const std::uint16_t* p) {
-    return V::from_bits(V::Bits::load16(p).template shift_left<16>());
+    return V::from_bits(V::Bits::load_upper16(p));
   }
   template <class V>
   FORGE_INLINE static void encode(V x, std::uint16_t* p) {
     using Bits = typename V::Bits;
     Bits u = x.bits();
-    Bits high = u.template shift_right<16>();
     // Half an ulp, less one where the kept part is even: the carry rounds.
-    Bits rounded = (u + Bits(0x7FFF) + (high & Bits(1))).template shift_right<16>();
+    Bits rounded = u + (Bits(0x7FFF) + (u.template shift_right<16>() & Bits(1)));
+    if (all_numbers(x)) [[likely]]
+      return rounded.store_upper16(p);
     // Adding would carry a NaN into −0; keep its sign and payload and set the quiet bit.
-    select_number(x, rounded, high | Bits(0x0040)).store16(p);
+    select_number(x, rounded, u | Bits(0x00400000)).store_upper16(p);
   }
 };
 
