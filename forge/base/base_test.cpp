@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 
-#include "forge/base/bf16.h"
 #include "forge/base/function_ref.h"
 #include "forge/base/matrix.h"
 #include "forge/base/scalar.h"
@@ -15,10 +14,14 @@ namespace {
 TEST(DType, KnowsSizesAndNames) {
   EXPECT_EQ(size_of(DType::f32), sizeof(float));
   EXPECT_EQ(size_of(DType::bf16), sizeof(BFloat16));
+  EXPECT_EQ(size_of(DType::f16), sizeof(Float16));
   EXPECT_STREQ(name_of(DType::f32), "fp32");
   EXPECT_STREQ(name_of(DType::bf16), "bf16");
-  EXPECT_EQ(with_dtype(DType::f32, []<class T>(Tag<T>) { return sizeof(T); }), 4u);
-  EXPECT_EQ(with_dtype(DType::bf16, []<class T>(Tag<T>) { return sizeof(T); }), 2u);
+  EXPECT_STREQ(name_of(DType::f16), "fp16");
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16})
+    EXPECT_EQ(with_dtype(dtype, []<class T>(Tag<T>) { return sizeof(T); }), size_of(dtype));
+  EXPECT_TRUE(is_known(DType::f16));
+  EXPECT_FALSE(is_known(DType{3}));
 }
 
 TEST(DType, RefusesOneItDoesNotKnow) {

@@ -7,8 +7,7 @@ void check_matrix(const char* who, const char* what, const ConstMatrix& m, std::
         "), expected (", rows, ", ", cols, ")");
   check(m.stride >= m.cols, who, ": ", what, " has a row stride of ", m.stride, " elements, at least its ", m.cols,
         " columns are needed");
-  check(m.dtype == DType::f32 || m.dtype == DType::bf16, who, ": ", what, " is of dtype ", static_cast<int>(m.dtype),
-        ", which is none of DType's");
+  check(is_known(m.dtype), who, ": ", what, " is of dtype ", static_cast<int>(m.dtype), ", which is none of DType's");
   check(m.data != nullptr || rows == 0 || cols == 0, who, ": ", what, " (", rows, ", ", cols, ") has no data");
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "forge/formats/bf16.h"
 #include "forge/formats/fp32.h"
 
@@ -10,6 +12,13 @@ template <class... Format>
 struct FormatListOf {
   static constexpr int kSize = sizeof...(Format);
   static constexpr DType kDTypes[] = {Format::kDType...};
+  static constexpr bool has(DType dtype) { return ((Format::kDType == dtype) || ...); }
+  // "fp32 or bf16", for sentences.
+  static std::string names() {
+    std::string all;
+    ((all += (all.empty() ? "" : " or ") + std::string(Format::kName)), ...);
+    return all;
+  }
   // Calls f.template operator()<Format>() for each format, in order.
   template <class F>
   static void for_each(F&& f) {

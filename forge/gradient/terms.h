@@ -15,6 +15,8 @@ namespace forge {
 // Each element of the sum is one sequential fp32 chain: it starts at −0 (the identity of IEEE addition), and every
 // contribution, in term order and within a term in token order, is one fused multiply-add onto it. So the bits of G
 // depend on the terms alone, and a prefix of the chain may be stored as a Dense term and continued.
+//
+// The matrices of a term may be fp32, bf16 or fp16, each of its own: they are widened exactly before anything else.
 
 // s · dYᵀX: what a linear layer contributes. dY (T, out), X (T, in). Where s ≠ 1, s · dY is rounded to fp32 first.
 struct Outer {

@@ -127,7 +127,7 @@ TEST(ContractChain, OneBatchEqualsFourMicroBatches) {
   Random random(25);
   constexpr Shape kShape = {37, 515};
   for (std::int64_t tokens : {4, 64, 600, 1100})
-    for (DType dtype : FormatList::kDTypes) {
+    for (DType dtype : kOperandDTypes) {
       Gradient gradient(kShape, {"", {{TermSpec::outer, tokens, 0.7f, dtype, DType::bf16}}}, random);
       const Outer& batch = std::get<Outer>(gradient.terms()[0]);
       std::vector<Term> micro;

@@ -102,6 +102,19 @@ TEST(Environment, TheCallersFloatModeNeitherCountsNorChanges) {
     }
 }
 
+TEST(Environment, DenormalsOfFp16AreKeptInAnyMode) {
+  Buffer X(1, 1023, DType::f16), dY = Buffer(1, 1, DType::f32).fill([] { return 1.f; });
+  X.fill([i = 0]() mutable { return 0x1p-24f * static_cast<float>(++i); });
+  Term term = Outer{dY.view(), X.view()};
+  for (Target target : available_targets()) {
+    unsigned saved = _mm_getcsr();
+    _mm_setcsr(saved | 0x8040);
+    Buffer D = run_materialize({executors()[1].executor, target}, {1, 1023, std::span(&term, 1)});
+    _mm_setcsr(saved);
+    EXPECT_TRUE(same_numbers(D.numbers(), X.numbers())) << name_of(target);
+  }
+}
+
 TEST(Environment, TheFlushedModeWouldBeSeen) {
   // The data above has power: with denormals flushed, the chain written in this test gives other bits.
   volatile float tiny = 1e-30f;

@@ -8,7 +8,7 @@ namespace forge {
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
   validate("materialize", G);
-  check_matrix("materialize", "D", D, G.out, G.in);
+  check_stored("materialize", "D", D, G.out, G.in);
   check_context("materialize", G, context);
   return context.target == Target::ref ? ref::materialize(D, G, context) : cpu::materialize(D, G, context);
 }

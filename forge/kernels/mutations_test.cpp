@@ -193,6 +193,25 @@ TEST(Mutations, AZeroThatLosesItsSignIsCaught) {
   EXPECT_FALSE(chain_comparison_passes(zeros.expression(), positive));
 }
 
+// Not a mutation: the encoder that operands of fp16 are made with.
+TEST(Mutations, Fp16OperandsAreTheNearest) {
+  auto value_of = [](std::uint32_t pattern) { return to_float(Float16{static_cast<std::uint16_t>(pattern)}); };
+  for (std::uint32_t h = 0; h < 0x10000; ++h) {
+    if (std::isnan(value_of(h))) continue;
+    ASSERT_EQ(to_float16(value_of(h)).bits, h);
+  }
+  for (std::uint32_t h = 0; h + 1 < 0x7C00; ++h) {
+    float tie = (value_of(h) + value_of(h + 1)) / 2;
+    ASSERT_EQ(to_float16(tie).bits, h + h % 2) << "ties go to even";
+    ASSERT_EQ(to_float16(std::nextafter(tie, 0.f)).bits, h);
+    ASSERT_EQ(to_float16(-std::nextafter(tie, 1e9f)).bits, 0x8000 | (h + 1));
+  }
+  EXPECT_EQ(to_float16(std::nextafter(65520.f, 0.f)).bits, 0x7BFF);
+  EXPECT_EQ(to_float16(65520).bits, 0x7C00);
+  EXPECT_EQ(to_float16(-1e30f).bits, 0xFC00);
+  EXPECT_TRUE(std::isnan(to_float(to_float16(std::nanf("")))));
+}
+
 TEST(Mutations, AByteBesideARowIsSeen) {
   Buffer buffer(3, 5, DType::f32);
   EXPECT_TRUE(buffer.canaries_live());

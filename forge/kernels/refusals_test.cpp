@@ -85,6 +85,7 @@ const std::vector<Refusal>& wrong_weights() {
       {[](Call& c) { c.W.cols = 4; }, {"W", "(4, 4)", "(4, 6)"}},
       {[](Call& c) { c.W.stride = 5; }, {"W", "stride of 5", "6"}},
       {[](Call& c) { c.W.dtype = DType{9}; }, {"dtype"}},
+      {[](Call& c) { c.W.dtype = DType::f16; }, {"W", "fp16", "fp32 or bf16"}},
       {[](Call& c) { c.W.data = nullptr; }, {"W", "no data"}},
       {[](Call& c) { c.S.pop_back(); }, {"adamw", "2", "1"}},
       {[](Call& c) { c.S.push_back(c.S[0]); }, {"adamw", "2", "3"}},
@@ -98,6 +99,7 @@ const std::vector<Refusal>& wrong_weights() {
        {"moment"}},
       {[](Call& c) { c.S[0] = c.w.view(); }, {"moments", "fp32", "bf16"}},
       {[](Call& c) { c.S[0].dtype = c.S[1].dtype = DType{9}; }, {"dtype"}},
+      {[](Call& c) { c.S[0].dtype = c.S[1].dtype = DType::f16; }, {"moment", "fp16", "fp32 or bf16"}},
       {[](Call& c) { c.S[1].data = nullptr; }, {"moment", "no data"}},
   };
   return all;
@@ -139,6 +141,7 @@ TEST(Refusals, MaterializeNamesWhatIsWrong) {
       {[](Call& c) { c.W.rows = 5; }, {"D", "(5, 6)", "(4, 6)"}},
       {[](Call& c) { c.W.stride = 5; }, {"D", "stride of 5"}},
       {[](Call& c) { c.W.dtype = DType{9}; }, {"dtype"}},
+      {[](Call& c) { c.W.dtype = DType::f16; }, {"D", "fp16", "fp32 or bf16"}},
       {[](Call& c) { c.W.data = nullptr; }, {"D", "no data"}},
   };
   expect_refusals("materialize", destinations, call);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "forge/base/testing/bits.h"
 #include "forge/base/testing/executors.h"
 #include "forge/base/testing/random.h"
 #include "forge/kernels/testing/harness.h"
@@ -144,14 +145,22 @@ TEST(FormatBits, EncodingIsThatOfTheScalarOnEveryTarget) {
   }
 }
 
-TEST(FormatBits, DecodingKeepsEveryPattern) {
-  Buffer D(16, 4096, DType::bf16);
-  std::uint32_t i = 0;
-  D.fill([&] { return std::bit_cast<float>(i++ << 16); });
-  Term dense = Dense{D.view()};
-  for (Target target : available_targets()) {
-    Buffer back = run_materialize({executors()[0].executor, target}, {16, 4096, std::span(&dense, 1)}, DType::f32);
-    EXPECT_TRUE(same(back, D)) << name_of(target);
+TEST(FormatBits, EveryPatternOfAnOperandIsWidenedExactly) {
+  for (DType dtype : {DType::bf16, DType::f16}) {
+    Buffer D(16, 4096, dtype), ones = Buffer(1, 1, DType::f32).fill([] { return 1.f; });
+    for (std::uint32_t i = 0; i < 0x10000; ++i) static_cast<std::uint16_t*>(D.view().row(i / 4096))[i % 4096] = i;
+    std::vector<std::int64_t> index = {0};
+    for (Target target : available_targets())
+      for (std::int64_t r = 0; r < 16; ++r) {
+        ConstMatrix row = {D.view().row(r), dtype, 1, 4096, 4096};
+        std::vector<float> widened;
+        for (std::int64_t c = 0; c < 4096; ++c) widened.push_back(number(row, 0, c));
+        for (const Term& term : {Term(Outer{ones.view(), row}), Term(Rows{index.data(), row}), Term(Dense{row})}) {
+          Expression G = {1, 4096, std::span(&term, 1)};
+          Buffer back = run_materialize({executors()[0].executor, target}, G);
+          EXPECT_TRUE(same_numbers(back.numbers(), widened)) << name_of(dtype) << ", " << name_of(target);
+        }
+      }
   }
 }
 

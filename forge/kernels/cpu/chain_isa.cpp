@@ -3,12 +3,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "forge/base/bf16.h"
+#include "forge/base/widen.h"
 #include "forge/kernels/cpu/halves.h"
 #include "forge/kernels/cpu/isa.h"
 
 HWY_BEFORE_NAMESPACE();
-#include "forge/formats/list.h"
 #include "forge/kernels/cpu/lanes.h"
 
 namespace forge::cpu {
@@ -42,10 +41,7 @@ void pack_typed(const ConstMatrix& m, float scale, std::int64_t col, std::int64_
 template <int kWidth>
 void pack(const ConstMatrix& m, float scale, std::int64_t col, std::int64_t cols, float* out,
           std::int64_t panel_stride) {
-  if (m.dtype == DType::f32)
-    pack_typed<kWidth, float>(m, scale, col, cols, out, panel_stride);
-  else
-    pack_typed<kWidth, BFloat16>(m, scale, col, cols, out, panel_stride);
+  with_dtype(m.dtype, [&]<class T>(Tag<T>) { pack_typed<kWidth, T>(m, scale, col, cols, out, panel_stride); });
 }
 
 // One tile, `tokens` steps of every chain.
@@ -92,20 +88,13 @@ void multiply(const StripProduct& p, FunctionRef<void()> pause) {
   }
 }
 
-template <class Format>
-void add_row_typed(const void* x, float scale, float* strip, std::int64_t n) {
-  const auto* from = static_cast<const typename Format::Storage*>(x);
-  std::int64_t j = 0;
-  for (; j + Lanes::kLanes <= n; j += Lanes::kLanes)
-    fma(Lanes(scale), Format::template decode<Lanes>(from + j), Lanes::load(strip + j)).store(strip + j);
-  for (; j < n; ++j) strip[j] = __builtin_fmaf(scale, Format::template decode<Scalar>(from + j).x, strip[j]);
+template <class T>
+void add_row_typed(const T* HWY_RESTRICT x, float scale, float* HWY_RESTRICT strip, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; ++j) strip[j] = __builtin_fmaf(scale, to_float(x[j]), strip[j]);
 }
 
 void add_row(const void* x, DType dtype, float scale, float* strip, std::int64_t n) {
-  if (dtype == DType::f32)
-    add_row_typed<formats::Fp32>(x, scale, strip, n);
-  else
-    add_row_typed<formats::Bf16>(x, scale, strip, n);
+  with_dtype(dtype, [&]<class T>(Tag<T>) { add_row_typed(static_cast<const T*>(x), scale, strip, n); });
 }
 
 }  // namespace

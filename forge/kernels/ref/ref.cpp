@@ -4,7 +4,8 @@
 #include <cmath>
 #include <memory>
 
-#include "forge/base/bf16.h"
+#include "forge/base/scalar.h"
+#include "forge/base/widen.h"
 #include "forge/formats/list.h"
 #include "forge/kernels/float_environment.h"
 #include "forge/kernels/norm_lanes.h"

@@ -6,10 +6,11 @@
 #include <span>
 #include <vector>
 
-#include "forge/base/bf16.h"
 #include "forge/base/matrix.h"
 #include "forge/base/scalar.h"
+#include "forge/base/widen.h"
 #include "forge/formats/bf16.h"
+#include "forge/kernels/testing/float16.h"
 
 namespace forge::testing {
 
@@ -38,10 +39,9 @@ class Buffer {
   }
   void set(std::int64_t r, std::int64_t c, float x) {
     void* row = view().row(r);
-    if (dtype_ == DType::f32)
-      static_cast<float*>(row)[c] = x;
-    else
-      formats::Bf16::encode(Scalar(x), static_cast<std::uint16_t*>(row) + c);
+    if (dtype_ == DType::f32) static_cast<float*>(row)[c] = x;
+    if (dtype_ == DType::bf16) formats::Bf16::encode(Scalar(x), static_cast<std::uint16_t*>(row) + c);
+    if (dtype_ == DType::f16) static_cast<Float16*>(row)[c] = to_float16(x);
   }
   // Row by row from next().
   template <class Next>

@@ -15,6 +15,9 @@ struct Shape {
   std::int64_t out, in;
 };
 
+// What the matrices of a term may be.
+constexpr DType kOperandDTypes[] = {DType::f32, DType::bf16, DType::f16};
+
 struct TermSpec {
   enum Kind { outer, rows, dense, minus_zeros } kind;
   std::int64_t tokens = 0;

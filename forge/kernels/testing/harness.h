@@ -28,7 +28,7 @@ inline const std::vector<Shape>& shapes() {
 
 inline const std::vector<GradientSpec>& gradient_specs() {
   using enum TermSpec::Kind;
-  constexpr DType f32 = DType::f32, bf16 = DType::bf16;
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16, f16 = DType::f16;
   static const std::vector<GradientSpec> all = {
       {"no term", {}, 2},
       {"no term, negative scale", {}, -1},
@@ -36,6 +36,7 @@ inline const std::vector<GradientSpec>& gradient_specs() {
       {"1 token", {{outer, 1}}},
       {"5 tokens, scaled", {{outer, 5}}, 0.3f},
       {"64 tokens of bf16", {{outer, 64, 1, bf16, bf16}}, -0.7f},
+      {"9 tokens of fp16", {{outer, 9, 1.1f, f16, f16}}, 0.6f},
       {"600 tokens", {{outer, 600, 1, f32, bf16}}, 1.5f},
       {"rows", {{rows, 41}}, 0.5f},
       {"no row", {{rows, 0}}},
@@ -54,7 +55,11 @@ inline const std::vector<GradientSpec>& gradient_specs() {
         {dense, 0, 3, bf16},
         {rows, 4, 0.9f, bf16},
         {rows, 0},
-        {outer, 5, 1, f32, bf16}},
+        {outer, 5, 1, f32, bf16},
+        {outer, 2, 0.8f, f16, bf16},
+        {rows, 3, 1.3f, f16},
+        {dense, 0, 0.7f, f16},
+        {outer, 3, 1, f32, f16}},
        0.37f},
   };
   return all;
