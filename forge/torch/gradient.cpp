@@ -31,7 +31,7 @@ void check_matrix(const char* what, const at::Tensor& t, std::int64_t cols) {
 
 Gradient::Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger)
     : Gradient(parameter.sizes(), parameter.scalar_type(), std::move(ledger)) {
-  check_operand("Gradient", "the parameter", parameter);
+  check_stored("Gradient", "the parameter", parameter);
 }
 
 Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<Ledger> ledger)
@@ -197,7 +197,7 @@ at::Tensor Gradient::new_dense(at::ScalarType dtype) const {
 
 at::Tensor Gradient::materialize(at::ScalarType dtype) const {
   at::Tensor D = new_dense(dtype);
-  check_operand("Gradient", "the result", D);
+  check_stored("Gradient", "the result", D);
   Expression G = expression();
   forge::materialize(as_matrix(D, shape_), G, torch_context(G));
   return D;

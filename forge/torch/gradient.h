@@ -27,7 +27,8 @@ class Gradient {
   Gradient(const Gradient&) = delete;
   Gradient& operator=(const Gradient&) = delete;
 
-  // s · dYᵀX. dY (T, out), X (T, in), fp32 or bf16. What would pin a larger buffer or has scattered rows is copied.
+  // s · dYᵀX. dY (T, out), X (T, in), fp32, bf16 or fp16, as values and D may be. What would pin a larger buffer or
+  // has scattered rows is copied.
   void add_outer(const at::Tensor& dY, const at::Tensor& X);
   // Row index[t] receives values[t]. index (T) int64, values (T, in).
   void add_rows(const at::Tensor& index, const at::Tensor& values);

@@ -36,6 +36,8 @@ TEST(Gradient, RefusesWhatDoesNotFit) {
       },
       throws("only a matrix"));
   EXPECT_THAT([&] { Gradient{at::zeros({2, 2}, at::kDouble)}; }, throws("the parameter is Double"));
+  EXPECT_THAT([&] { Gradient{at::zeros({2, 2}, at::kHalf)}; }, throws("the parameter is Half"));
+  EXPECT_THAT([&] { G.materialize(at::kHalf); }, throws("the result is Half, expected Float or BFloat16"));
   EXPECT_TRUE(G.empty());
 }
 
@@ -168,7 +170,7 @@ TEST(Gradient, AnFp32CollapseChangesNoBit) {
     EXPECT_EQ(G.collapses() > 0, policy != Collapse::never);
     return G.materialize();
   };
-  for (auto dtype : {at::kFloat, at::kBFloat16}) {
+  for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     EXPECT_TRUE(same_bits(bits(Collapse::always, dtype), bits(Collapse::never, dtype)));
     EXPECT_TRUE(same_bits(bits(Collapse::automatic, dtype), bits(Collapse::never, dtype)));
   }
@@ -209,7 +211,7 @@ TEST(Gradient, ACollapseDoesNotWriteIntoTheUsersTensor) {
 // ---- Norms --------------------------------------------------------------------------------------------------------
 
 TEST(Gradient, GramAndChainGiveTheSameNorm) {
-  for (auto dtype : {at::kFloat, at::kBFloat16}) {
+  for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     auto ledger = std::make_shared<Ledger>();
     Gradient G(weight(40, 30, dtype), ledger);
     G.set_policy(Collapse::never, false);

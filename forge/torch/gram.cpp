@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include "forge/torch/allocation.h"
+#include "forge/torch/matrix_view.h"
 
 namespace forge {
 namespace {
@@ -40,8 +41,8 @@ std::int64_t tokens_of(const Expression& G) {
 
 // fp32; a view where m is.
 at::Tensor widened(const ConstMatrix& m, float scale) {
-  auto type = m.dtype == DType::f32 ? at::kFloat : at::kBFloat16;
-  at::Tensor t = at::from_blob(const_cast<void*>(m.data), {m.rows, m.cols}, {m.stride, 1}, type).to(at::kFloat);
+  at::Tensor t = at::from_blob(const_cast<void*>(m.data), {m.rows, m.cols}, {m.stride, 1}, scalar_type_of(m.dtype));
+  t = t.to(at::kFloat);
   return scale == 1 ? t : t.mul(scale);
 }
 

@@ -219,16 +219,25 @@ TEST(Linear, WithoutADXDoesNotMindAWeightThatHasMoved) {
 }
 
 TEST(Linear, UnderAutocastKeepsTheCastOfX) {
-  at::Tensor W = parameter(random({32, 32}, 1)), b = parameter(random({32}, 2)), x = parameter(random({2, 32}, 3));
-  SGD opt({W, b});
-  at::autocast::set_autocast_enabled(at::kCPU, true);
-  at::Tensor y = forge::linear(x, W, b), y2 = at::linear(x, W, b);
-  at::autocast::set_autocast_enabled(at::kCPU, false);
-  at::autocast::clear_cache();
-  EXPECT_TRUE(same_bits(y, y2));
-  y.to(at::kFloat).pow(2).sum().backward();
-  EXPECT_EQ(forge::gradient(W).held_bytes(), 2 * 2 * 32 * 2) << "bf16 dY and X";
-  EXPECT_EQ(x.grad().scalar_type(), at::kFloat);
+  at::ScalarType usual = at::autocast::get_autocast_dtype(at::kCPU);
+  for (at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    at::Tensor W = parameter(random({32, 32}, 1)), b = parameter(random({32}, 2)), x = parameter(random({2, 32}, 3));
+    SGD opt({W, b});
+    at::autocast::set_autocast_dtype(at::kCPU, type);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::Tensor y = forge::linear(x, W, b), y2 = at::linear(x, W, b);
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::set_autocast_dtype(at::kCPU, usual);
+    at::autocast::clear_cache();
+    EXPECT_TRUE(same_bits(y, y2));
+    y.to(at::kFloat).pow(2).sum().backward();
+    EXPECT_EQ(forge::gradient(W).held_bytes(), 2 * 2 * 32 * 2) << "dY and X in two bytes each";
+    EXPECT_EQ(x.grad().scalar_type(), at::kFloat);
+    at::Tensor dY = (2 * y.detach().to(at::kFloat)).to(type), X = x.detach().to(type);
+    EXPECT_TRUE(
+        within(forge::gradient(W).materialize(), dY.to(at::kDouble).t().mm(X.to(at::kDouble)), sum_bound(dY, X)));
+    EXPECT_NO_THROW(opt.step());
+  }
 }
 
 }  // namespace

@@ -3,22 +3,49 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/accumulate.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "forge/base/error.h"
+#include "forge/formats/list.h"
 
 namespace forge {
+namespace {
 
-std::optional<DType> dtype_of(at::ScalarType type) {
-  if (type == at::kFloat) return DType::f32;
-  if (type == at::kBFloat16) return DType::bf16;
-  return std::nullopt;
-}
+// In the order of DType.
+constexpr at::ScalarType kScalarTypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
 
-void check_operand(const char* who, const char* what, const at::Tensor& t) {
+void check_dense_on_cpu(const char* who, const char* what, const at::Tensor& t) {
   check(t.defined(), who, ": ", what, " is undefined");
   check(t.device().is_cpu(), who, ": ", what, " is on ", t.device().str(), ", expected cpu");
   check(t.layout() == at::kStrided, who, ": ", what, " has layout ", t.layout(), ", expected a dense tensor");
+}
+
+}  // namespace
+
+std::optional<DType> dtype_of(at::ScalarType type) {
+  const auto* found = std::ranges::find(kScalarTypes, type);
+  if (found == std::end(kScalarTypes)) return std::nullopt;
+  return static_cast<DType>(found - kScalarTypes);
+}
+
+at::ScalarType scalar_type_of(DType dtype) { return kScalarTypes[static_cast<std::size_t>(dtype)]; }
+
+bool is_stored(at::ScalarType type) {
+  auto dtype = dtype_of(type);
+  return dtype && FormatList::has(*dtype);
+}
+
+void check_operand(const char* who, const char* what, const at::Tensor& t) {
+  check_dense_on_cpu(who, what, t);
   check(dtype_of(t.scalar_type()).has_value(), who, ": ", what, " is ", t.scalar_type(),
-        ", expected Float or BFloat16");
+        ", expected Float, BFloat16 or Half");
+}
+
+void check_stored(const char* who, const char* what, const at::Tensor& t) {
+  check_dense_on_cpu(who, what, t);
+  check(is_stored(t.scalar_type()), who, ": ", what, " is ", t.scalar_type(),
+        ", expected Float or BFloat16; Half is for activations and their gradients, as autocast makes them");
 }
 
 Shape matrix_shape(at::IntArrayRef sizes) {

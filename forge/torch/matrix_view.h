@@ -9,11 +9,17 @@
 
 namespace forge {
 
-// The element type of kernels for torch's, where there is one.
+// The element type of kernels for torch's, where there is one, and back.
 std::optional<DType> dtype_of(at::ScalarType type);
+at::ScalarType scalar_type_of(DType dtype);
 
-// Throws Error unless t is a dense CPU tensor of fp32 or bf16. `who` opens the sentence, `what` names the tensor.
+// Weights, moments and materialized gradients may be of this type: one that the kernels have a format for.
+bool is_stored(at::ScalarType type);
+
+// Throws Error unless t is a dense CPU tensor: an operand, which the gradient is made of, in any type that kernels
+// read; or what is stored, in one that they write. `who` opens the sentence, `what` names the tensor.
 void check_operand(const char* who, const char* what, const at::Tensor& t);
+void check_stored(const char* who, const char* what, const at::Tensor& t);
 
 // A parameter's shape as kernels see it: what is not a matrix is one row.
 struct Shape {

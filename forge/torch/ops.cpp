@@ -18,7 +18,7 @@ namespace forge {
 namespace {
 
 void check_output(const char* who, const char* what, const at::Tensor& t, at::IntArrayRef sizes) {
-  check_operand(who, what, t);
+  check_stored(who, what, t);
   check(t.is_contiguous(), who, ": ", what, " has strides ", t.strides(), "; make it contiguous");
   check(t.sizes() == sizes, who, ": ", what, " is ", t.sizes(), ", expected ", sizes);
 }

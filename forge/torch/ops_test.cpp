@@ -36,6 +36,8 @@ TEST(Ops, RefuseWrongInputsAndWriteNothing) {
   at::Tensor dY = random({3, 4}, 2), X = random({3, 8}, 3);
   EXPECT_THAT([&] { adamw_step(w, m, at::zeros({8, 4}), {dY}, {X}); }, throws("a moment is [8, 4], expected [4, 8]"));
   EXPECT_THAT([&] { adamw_step(w, m, at::zeros({4, 8}, at::kBFloat16), {dY}, {X}); }, throws("one dtype"));
+  at::Tensor half = at::zeros({4, 8}, at::kHalf);
+  EXPECT_THAT([&] { adamw_step(w, half, half, {dY}, {X}); }, throws("a moment is Half, expected Float or BFloat16"));
   EXPECT_THAT([&] { adamw_step(w, m, m, {dY}, {}); }, throws("1 dY and 0 X"));
   EXPECT_THAT([&] { adamw_step(w, m, m, {dY}, {dY}); }, throws("X is [3, 4], expected (T, 8)"));
   EXPECT_THAT([&] { adamw_step(w, m, m, {dY}, {X}, 0); }, throws("step is 0"));

@@ -9,12 +9,12 @@
 namespace forge {
 
 Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handles(h) {
-  check(!options.state_dtype || dtype_of(*options.state_dtype), "Optimizer: state_dtype is ",
+  check(!options.state_dtype || is_stored(*options.state_dtype), "Optimizer: state_dtype is ",
         options.state_dtype.value_or(at::kFloat), ", expected Float or BFloat16");
 }
 
 void Optimizer::Impl::hold(const at::Tensor& parameter) {
-  check_operand("Optimizer", "a parameter", parameter);
+  check_stored("Optimizer", "a parameter", parameter);
   check(parameter.is_leaf() && (parameter.requires_grad() || handles), "Optimizer: the parameter of shape ",
         parameter.sizes(), " is not a leaf that requires a gradient");
   check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),

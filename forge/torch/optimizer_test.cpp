@@ -30,6 +30,8 @@ TEST(Optimizer, RefusesParametersThatItCannotHold) {
   EXPECT_THAT([&] { AdamW({at::zeros({2, 3}).slice(1, 0, 2).detach().requires_grad_()}); }, throws("contiguous"));
   EXPECT_THAT([&] { AdamW({W}, {.beta1 = 1}); }, throws("beta1"));
   EXPECT_THAT([&] { AdamW({W}, {}, {.state_dtype = at::kDouble}); }, throws("state_dtype"));
+  EXPECT_THAT([&] { AdamW({W}, {}, {.state_dtype = at::kHalf}); }, throws("state_dtype is Half, expected Float or"));
+  EXPECT_THAT([&] { AdamW({parameter(at::zeros({2}, at::kHalf))}); }, throws("a parameter is Half, expected Float or"));
   AdamW opt({W});
   EXPECT_THAT([&] { SGD({W}); }, throws("held by another optimizer"));
   EXPECT_NO_THROW(forge::gradient(W)) << "the refused optimizer took nothing away";
