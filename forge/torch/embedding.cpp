@@ -61,7 +61,7 @@ struct Embedding : torch::autograd::Function<Embedding> {
 void check_index(const at::Tensor& index, const at::Tensor& weight) {
   check(weight.defined() && weight.dim() == 2, "embedding: the weight is ",
         weight.defined() ? weight.sizes() : at::IntArrayRef(), ", expected (n, d)");
-  check(index.defined() && index.scalar_type() == at::kLong, "embedding: the index must be an int64 tensor");
+  check(index.defined() && index.scalar_type() == at::kLong, "embedding: the index must be an int64 or int32 tensor");
   check(index.device() == weight.device(), "embedding: the index is on ", index.device().str(), " and the weight on ",
         weight.device().str());
   if (index.numel() == 0) return;
@@ -73,7 +73,8 @@ void check_index(const at::Tensor& index, const at::Tensor& weight) {
 
 }  // namespace
 
-at::Tensor embedding(const at::Tensor& index, const at::Tensor& weight, std::int64_t padding_idx) {
+at::Tensor embedding(const at::Tensor& given, const at::Tensor& weight, std::int64_t padding_idx) {
+  at::Tensor index = given.defined() && given.scalar_type() == at::kInt ? given.to(at::kLong) : given;
   check_index(index, weight);
   check(padding_idx < weight.size(0), "embedding: padding_idx ", padding_idx, " is outside the weight's ",
         weight.size(0), " rows");

@@ -101,7 +101,14 @@ void Gradient::add_(const Gradient& other, double factor) {
 void Gradient::mul_(double factor) {
   check_not_spent();
   if (!exposed_) {
-    scale_ = static_cast<float>(scale_ * factor);
+    auto scale = static_cast<float>(scale_ * factor);
+    if (std::isfinite(scale)) {
+      scale_ = scale;
+      return;
+    }
+    // Inf and NaN meet elements, as 0 · Inf is NaN; factors of terms, and rows that have none, they must not meet.
+    if (!terms_.empty()) replace_by(materialize(at::kFloat), "a scale that is not finite");
+    scale_ = static_cast<float>(factor);
     return;
   }
   c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);

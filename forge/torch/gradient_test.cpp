@@ -213,7 +213,7 @@ TEST(Gradient, ACollapseDoesNotWriteIntoTheUsersTensor) {
 TEST(Gradient, GramAndChainGiveTheSameNorm) {
   for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     auto ledger = std::make_shared<Ledger>();
-    Gradient G(weight(40, 30, dtype), ledger);
+    Gradient G(weight(40, 30), ledger);
     G.set_policy(Collapse::never, false);
     G.add_outer(random({5, 40}, 1, dtype), random({5, 30}, 2, dtype));
     G.mul_(0.37);
