@@ -8,9 +8,11 @@ stay as they are.
 """
 
 import importlib
+import warnings
 
 import torch  # noqa: F401  (libtorch is loaded before what links it)
 
+from . import _C
 from ._C import AllocationRecorder
 from .clipping import clip_grad_norm_
 from .factored_grad import CollapseWarning, FactoredGrad
@@ -32,6 +34,14 @@ __all__ = [
     "report",
     "unfuse",
 ]
+
+if _C.kernels() == "ref":  # pip shows nothing of what CMake said
+    warnings.warn(
+        "forge_optim was built without Highway, or this machine lacks AVX2: the reference kernels run, which are "
+        "correct and very slow; install libhwy-dev and build again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def __getattr__(name: str):

@@ -34,6 +34,8 @@ class FactoredGrad(torch.Tensor):
     def __new__(cls, gradient: _C.Gradient, like: torch.Tensor) -> FactoredGrad:
         self = torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
         self._gradient = gradient
+        # C++ that goes past the dispatcher, as some collectives do, gets an error and not address 0.
+        torch._C._set_throw_on_mutable_data_ptr(self)
         return self
 
     def __init__(self, gradient: _C.Gradient, like: torch.Tensor) -> None:
@@ -65,6 +67,9 @@ class FactoredGrad(torch.Tensor):
     def data_ptr(self):
         raise RuntimeError(_NO_MEMORY.format("data_ptr()"))
 
+    def const_data_ptr(self):
+        raise RuntimeError(_NO_MEMORY.format("const_data_ptr()"))
+
     def untyped_storage(self):
         raise RuntimeError(_NO_MEMORY.format("untyped_storage()"))
 
@@ -82,6 +87,9 @@ class FactoredGrad(torch.Tensor):
 
     def tolist(self):
         return self.dense().tolist()
+
+    def __copy__(self):
+        return self.detach()
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
@@ -186,6 +194,7 @@ def _add_(func, t, other, *, alpha=1):
 @_handles(aten.copy_.default)
 def _copy_(func, t, source, non_blocking=False):
     if _is_factored(t) and not isinstance(source, FactoredGrad):
+        source.expand(t.shape)  # raises where that cannot be
         t._gradient.zero_()  # what is overwritten need not be multiplied out
     return _on_dense(func, t, source, non_blocking)
 
@@ -264,6 +273,9 @@ def _on_dense(func, *args, **kwargs):
     """The operation on the gradients multiplied out; results that are such a gradient are its handle again."""
     if torch.Tag.inplace_view in func.tags:
         _refuse(func)
+    outs = [a.name for a in func._schema.arguments if a.is_out and isinstance(kwargs.get(a.name), FactoredGrad)]
+    if outs:
+        return _into_outs(func, outs, args, kwargs)
     handles = {}
 
     def multiplied_out(x):
@@ -279,6 +291,19 @@ def _on_dense(func, *args, **kwargs):
 
     args, kwargs = tree_map(multiplied_out, (args, kwargs))
     return tree_map(handle, func(*args, **kwargs))
+
+
+def _into_outs(func, names, args, kwargs):
+    """For out=, which torch would give another shape where the result has one."""
+    fresh = {name: torch.empty(0, dtype=kwargs[name].dtype) for name in names}
+    func(*args, **(kwargs | fresh))
+    for name, result in fresh.items():
+        if result.shape != kwargs[name].shape:
+            _refuse(func)
+    for name, result in fresh.items():
+        kwargs[name].copy_(result)
+    results = [kwargs[a.name] for a in func._schema.arguments if a.is_out]
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _warn_once(func) -> None:

@@ -162,16 +162,24 @@ def fuse(model: nn.Module, verbose: bool = True) -> FusionReport:
             if reasons.get(id(parameter), "") is not None:
                 reasons[id(parameter)] = reason
     report = FusionReport(
-        [FusionRow(name, tuple(p.shape), reasons[id(p)]) for name, p in model.named_parameters()]
+        [FusionRow(name, _shape_of(p), reasons[id(p)]) for name, p in model.named_parameters()]
     )
     if verbose:
         print(report)
     return report
 
 
+def _shape_of(parameter: Tensor) -> tuple[int, ...]:
+    return (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+
+
 def _fuse_module(module: nn.Module) -> str | None:
     if getattr(module, "parametrizations", None):
         return "parametrized"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "used by MultiheadAttention, which takes the weight and passes the layer by"
+    if nn.parameter.is_lazy(module.weight):
+        return "no shape yet: fuse again after the first call"
     # A fused one is looked at again: its weight may have been replaced, frozen or sharded since.
     cls = type(module) if isinstance(module, Fused) else _fused_class(type(module))
     if cls is None:

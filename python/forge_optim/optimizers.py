@@ -57,7 +57,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         if isinstance(params, nn.Module):
             fuse(params)
-            params = params.named_parameters()
+            params = params.parameters()
         # Our update is always fused; torch's own switches would only bring their restrictions along.
         for switch in ("foreach", "fused"):
             kwargs.pop(switch, None)
