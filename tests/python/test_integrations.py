@@ -1,0 +1,599 @@
+"""transformers' Trainer, PEFT, accelerate and Lightning train with the package as they do with torch.optim.
+
+Each run stands beside the same run of an unfused copy with the optimizer of torch.
+"""
+
+import copy
+import logging
+import subprocess
+import sys
+import types
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+accelerate = pytest.importorskip("accelerate")
+forge = pytest.importorskip("forge_optim")
+
+from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+from models import (  # noqa: E402
+    RULES,
+    SCHEDULES,
+    assert_equal_bits,
+    assert_same_losses,
+    assert_same_weights,
+    difference,
+    forge_optimizer,
+    quietly,
+    snapshot,
+    text,
+    text_loss,
+    tokens,
+    torch_optimizer,
+)
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, TrainingArguments  # noqa: E402
+
+STEPS, ACCUMULATE, CLIP = 10, 4, 0.5
+VOCABULARY, SEQUENCE = 200, 12
+
+
+@pytest.fixture(autouse=True)
+def quiet_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|peft|accelerate|transformers")
+        yield
+    transformers.utils.logging.set_verbosity(verbosity)
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+# ---- transformers' Trainer -------------------------------------------------------------------------------------------
+
+TRAINER_RULES = {"AdamW": dict(lr=1e-3), "SGD": dict(lr=0.1, momentum=0.9)}
+
+
+class Trainer(transformers.Trainer):
+    """One that keeps quiet, over a fixed set of texts."""
+
+    def __init__(self, model, args, **kwargs):
+        super().__init__(model, args, train_dataset=texts(96), eval_dataset=texts(4), **kwargs)
+        self.remove_callback(PrinterCallback)
+
+    def logged(self, key):
+        return [entry[key] for entry in self.state.log_history if key in entry]
+
+
+class TrainerInBackward(forge.hf.NoGradNorm, Trainer):
+    pass
+
+
+def texts(count):
+    ids = torch.randint(0, VOCABULARY, (count, SEQUENCE), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def llama(tied=True):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def arguments(folder, **changes):
+    settings = dict(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=ACCUMULATE,
+        max_grad_norm=CLIP,
+        learning_rate=TRAINER_RULES["AdamW"]["lr"],
+        weight_decay=0.1,
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
+        optim="adamw_torch",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return TrainingArguments(**settings | changes)
+
+
+def fit(trainer, resume=None):
+    quietly(trainer.train, resume_from_checkpoint=resume)
+    return trainer
+
+
+def trainer_of_torch(model, args, rule="AdamW", **kwargs):
+    sgd = (torch.optim.SGD, dict(TRAINER_RULES["SGD"])) if rule == "SGD" else None
+    return Trainer(model, args, optimizer_cls_and_kwargs=sgd, **kwargs)
+
+
+def trainer_of_forge(model, args, rule="AdamW", cls=Trainer, callbacks=None, **options):
+    chosen = TRAINER_RULES[rule] | options
+    optimizer = forge.hf.optimizer(model, args, getattr(forge, rule), verbose=False, **chosen)
+    return cls(model, args, optimizer_cls_and_kwargs=optimizer, callbacks=callbacks)
+
+
+@torch.no_grad()
+def blank(model):
+    """So that what is resumed cannot come from anywhere but the checkpoint."""
+    for p in model.parameters():
+        p.zero_()
+    return model
+
+
+def assert_trained(model, start):
+    """What stays where it was is equal to whatever else stays there."""
+    assert difference(model, start) > 1e-2
+
+
+def groups(trainer):
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    return [group | {"params": [names[id(p)] for p in group["params"]]} for group in trainer.optimizer.param_groups]
+
+
+@pytest.fixture(scope="module")
+def torch_runs(tmp_path_factory):
+    """(rule, tied) → the Trainer of torch after its run."""
+    done = {}
+
+    def run(rule, tied):
+        if (rule, tied) not in done:
+            model = llama(tied)
+            done[rule, tied] = fit(trainer_of_torch(model, arguments(tmp_path_factory.mktemp("torch")), rule))
+            assert_trained(model, llama(tied))
+        return done[rule, tied]
+
+    return run
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("rule", TRAINER_RULES)
+def test_trainer_accumulates_clips_and_checkpoints_as_with_torch(tmp_path, torch_runs, rule, tied, reentrant):
+    theirs = torch_runs(rule, tied)
+    args = arguments(
+        tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
+    ours = fit(trainer_of_forge(llama(tied), args, rule, collapse="never"))
+    assert len(ours.logged("loss")) == STEPS
+    assert min(theirs.logged("grad_norm")) > CLIP
+    assert_same_losses(ours.logged("loss"), theirs.logged("loss"))
+    assert_same_losses(ours.logged("grad_norm"), theirs.logged("grad_norm"))
+    assert_same_weights(ours.model, theirs.model, rule)
+    assert groups(ours) == groups(theirs)
+    report = forge.report(ours.optimizer)
+    assert report.collapses == 0
+    # Of the vectors only: the norms' weights.
+    assert report.dense_gradients <= 4 * 64 * 5
+
+
+def test_trainer_keeps_its_decay_groups(tmp_path):
+    model = llama()
+    trainer = trainer_of_forge(model, arguments(tmp_path))
+    trainer.create_optimizer()
+    decaying, others = groups(trainer)
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert len(decaying["params"]) == 1 + 2 * 7
+    assert others["params"] and all("norm" in name for name in others["params"])
+
+
+def test_trainer_resumes_bit_for_bit(tmp_path):
+    args = arguments(tmp_path, save_strategy="steps", save_steps=5)
+    whole = fit(trainer_of_forge(llama(), args))
+    resumed = fit(trainer_of_forge(blank(llama()), args), resume=f"{tmp_path}/checkpoint-5")
+    assert resumed.logged("loss") == whole.logged("loss")
+    assert_equal_bits(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("rule", TRAINER_RULES)
+@pytest.mark.parametrize(
+    ("saved_by", "resumed_by"),
+    [(trainer_of_torch, trainer_of_forge), (trainer_of_forge, trainer_of_torch)],
+    ids=["torch_to_forge", "forge_to_torch"],
+)
+def test_trainer_resumes_what_the_other_saved(tmp_path, torch_runs, saved_by, resumed_by, rule):
+    whole = torch_runs(rule, True)
+    args = arguments(tmp_path, save_strategy="steps", save_steps=5)
+
+    class StopAtFive(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 5
+
+    fit(saved_by(llama(), args, rule, callbacks=[StopAtFive()]))
+    resumed = fit(resumed_by(blank(llama()), args, rule), resume=f"{tmp_path}/checkpoint-5")
+    assert_same_losses(resumed.logged("loss"), whole.logged("loss"))
+    assert_same_weights(resumed.model, whole.model, rule)
+
+
+@pytest.mark.parametrize("rule", TRAINER_RULES)
+def test_trainer_under_bf16_autocast_stays_as_near_as_bf16_gradients_allow(tmp_path, rule):
+    args = arguments(tmp_path, bf16=True)
+    start = llama()
+    ours = fit(trainer_of_forge(llama(), args, rule))
+    theirs = fit(trainer_of_torch(llama(), args, rule))
+    # torch rounds each micro-batch's dW to bf16, half an ulp of which is 2⁻⁹; the forward and backward that follow
+    # round what differs again.
+    way = difference(theirs.model, start)
+    assert way > 1e-2
+    assert difference(ours.model, theirs.model) < 2**-6 * way
+    for key in ("loss", "grad_norm"):
+        torch.testing.assert_close(
+            torch.tensor(ours.logged(key)), torch.tensor(theirs.logged(key)), rtol=2**-8, atol=0
+        )
+
+
+def test_evaluating_in_between_records_nothing_and_changes_nothing(tmp_path):
+    class EvaluateInBetween(TrainerCallback):
+        held = []
+
+        def evaluate(self, optimizer):
+            before = forge.report(optimizer)
+            self.trainer.evaluate()
+            after = forge.report(optimizer)
+            assert (after.held_terms, after.dense_gradients) == (before.held_terms, before.dense_gradients)
+            self.held.append(after.held_terms + after.dense_gradients)
+
+        def on_substep_end(self, args, state, control, optimizer, **kwargs):
+            self.evaluate(optimizer)
+
+        def on_step_end(self, args, state, control, optimizer, **kwargs):
+            self.evaluate(optimizer)
+
+    whole = fit(trainer_of_forge(llama(), arguments(tmp_path, max_steps=3)))
+    callback = EvaluateInBetween()
+    callback.trainer = trainer_of_forge(llama(), arguments(tmp_path, max_steps=3), callbacks=[callback])
+    fit(callback.trainer)
+    assert [held > 0 for held in callback.held] == 3 * ([True] * (ACCUMULATE - 1) + [False])
+    assert_equal_bits(callback.trainer.model, whole.model)
+
+
+@pytest.mark.parametrize("rule", TRAINER_RULES)
+def test_trainer_updates_in_backward_where_it_need_not_log_a_norm(tmp_path, rule):
+    args = arguments(tmp_path, max_grad_norm=0.0, gradient_accumulation_steps=1)
+    ours = fit(trainer_of_forge(llama(), args, rule, TrainerInBackward, schedule="in_backward"))
+    theirs = fit(trainer_of_torch(llama(), args, rule))
+    assert_same_losses(ours.logged("loss"), theirs.logged("loss"))
+    assert_same_weights(ours.model, theirs.model, rule)
+    assert not ours.logged("grad_norm")
+    assert_trained(ours.model, llama())
+
+
+def test_a_trainer_that_logs_the_norm_says_that_gradients_were_applied_in_backward(tmp_path):
+    args = arguments(tmp_path, max_grad_norm=0.0, gradient_accumulation_steps=1)
+    trainer = trainer_of_forge(llama(), args, schedule="in_backward")
+    with pytest.raises(RuntimeError, match="applied inside backward"):
+        trainer.train()
+
+
+# ---- forge.hf --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"schedule": "in_backward"}, "max_grad_norm=0.5.* use max_grad_norm=0, or"),
+        (
+            {"max_grad_norm": 0.0},
+            {"schedule": "in_backward"},
+            "gradient_accumulation_steps=4.* use gradient_accumulation_steps=1, or",
+        ),
+        ({}, {"weight_decay": 0.1}, "set it in TrainingArguments"),
+    ],
+    ids=["clips", "accumulates", "weight_decay"],
+)
+def test_what_cannot_work_is_refused_before_anything_is_changed(tmp_path, capsys, changes, options, message):
+    model = llama()
+    with pytest.raises(ValueError, match=message) as refusal:
+        forge.hf.optimizer(model, arguments(tmp_path, **changes), **options)
+    assert "\n" not in str(refusal.value)
+    assert capsys.readouterr().out == ""
+    assert not any(isinstance(module, forge.fusion.Fused) for module in model.modules())
+
+
+def test_a_device_that_is_not_the_cpu_is_refused():
+    with pytest.raises(ValueError, match="use_cpu=True"):
+        forge.hf.optimizer(llama(), types.SimpleNamespace(device=torch.device("cuda")))
+
+
+def test_an_optimizer_of_another_library_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="AdamW is none of forge_optim's"):
+        forge.hf.optimizer(llama(), arguments(tmp_path), torch.optim.AdamW)
+
+
+def test_the_arguments_are_those_of_training_arguments(tmp_path):
+    args = arguments(
+        tmp_path, learning_rate=3e-4, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, optim="adafactor"
+    )
+    assert forge.hf.optimizer(nn.Linear(2, 2), args, verbose=False) == (
+        forge.AdamW,
+        {"lr": 3e-4, "betas": (0.8, 0.95), "eps": 1e-6, "schedule": "at_step"},
+    )
+    assert args.optim == "adafactor"
+    args = arguments(tmp_path, learning_rate=3e-4, optim_args="momentum=0.9,nesterov=true")
+    assert forge.hf.optimizer(nn.Linear(2, 2), args, forge.SGD, collapse="never", verbose=False) == (
+        forge.SGD,
+        {"lr": 3e-4, "momentum": 0.9, "nesterov": True, "collapse": "never", "schedule": "at_step"},
+    )
+
+
+def test_transformers_is_imported_by_none_but_hf():
+    script = """
+import sys, forge_optim
+assert "forge_optim.hf" not in sys.modules and "transformers" not in sys.modules
+assert forge_optim.hf is sys.modules["forge_optim.hf"]
+try:
+    forge_optim.no_such_name
+except AttributeError as error:
+    print(error)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert printed == "module 'forge_optim' has no attribute 'no_such_name'\n"
+
+
+# ---- PEFT ------------------------------------------------------------------------------------------------------------
+
+
+def lora():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = llama()
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("rule", TRAINER_RULES)
+def test_lora_trains_as_with_torch_and_its_frozen_bases_are_left_alone(tmp_path, rule):
+    args = arguments(tmp_path, label_names=["labels"])
+    start = lora()
+    theirs = fit(trainer_of_torch(lora(), args, rule))
+    ours = fit(trainer_of_forge(lora(), args, rule, collapse="never"))
+    for name, module in ours.model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            assert isinstance(module, forge.fusion.Fused) == ("lora_" in name), name
+    trainable = [[p for p in model.parameters() if p.requires_grad] for model in (ours.model, theirs.model, start)]
+    frozen = [[p for p in model.parameters() if not p.requires_grad] for model in (ours.model, start)]
+    assert len(trainable[0]) == 2 * 3 * 2
+    assert_same_losses(ours.logged("loss"), theirs.logged("loss"))
+    assert_same_losses(ours.logged("grad_norm"), theirs.logged("grad_norm"))
+    assert_same_weights(trainable[0], trainable[1], rule)
+    assert_trained(trainable[0], trainable[2])
+    assert_equal_bits(*frozen)
+    assert forge.report(ours.optimizer).collapses == 0
+
+
+# ---- accelerate ------------------------------------------------------------------------------------------------------
+
+SAMPLES = torch.cat([tokens(i) for i in range(STEPS * ACCUMULATE)])
+
+
+def both_optimizers(rule, **options):
+    """(unfused model, torch's optimizer), (fused model, ours), equal at the start."""
+    theirs, ours, settings = text(), text(), RULES[rule]
+    their_optimizer = torch_optimizer(params=theirs, **settings)
+    return (theirs, their_optimizer), (ours, forge_optimizer(params=ours, **settings, **options))
+
+
+def accelerated(model, optimizer, first=0, last=STEPS, resume=None, save=None):
+    """Steps first … last - 1 of a run of STEPS; returns losses, norms and learning rates."""
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+    scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, 2, STEPS)
+    loader = DataLoader(SAMPLES, batch_size=2)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    if resume:
+        accelerator.load_state(resume)
+    losses, norms, rates = [], [], []
+    for i, batch in enumerate(accelerator.skip_first_batches(loader, first * ACCUMULATE), first * ACCUMULATE):
+        if i == last * ACCUMULATE:
+            break
+        with accelerator.accumulate(model):
+            loss = text_loss(model, batch)
+            accelerator.backward(loss)
+            losses.append(loss.item())
+            if accelerator.sync_gradients:
+                norms.append(accelerator.clip_grad_norm_(model.parameters(), CLIP).item())
+                rates += scheduler.get_last_lr()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    if save:
+        accelerator.save_state(save)
+    return losses, norms, rates
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_accelerate_accumulates_clips_and_schedules_as_with_torch(rule):
+    (theirs, their_optimizer), (ours, our_optimizer) = both_optimizers(rule, collapse="never")
+    start = text()
+    their_losses, their_norms, their_rates = accelerated(theirs, their_optimizer)
+    losses, norms, rates = accelerated(ours, our_optimizer)
+    assert len(norms) == STEPS and max(their_norms) > CLIP
+    assert rates == their_rates and len(set(rates)) > STEPS / 2
+    assert_same_losses(losses, their_losses)
+    assert_same_losses(norms, their_norms)
+    assert_same_weights(ours, theirs, rule)
+    assert_trained(ours, start)
+    assert forge.report(our_optimizer).collapses == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_accelerate_resumes_bit_for_bit(tmp_path, rule):
+    def fresh():
+        return both_optimizers(rule)[1]
+
+    whole, resumed = fresh(), fresh()
+    losses, *_ = quietly(accelerated, *whole)
+    quietly(accelerated, *fresh(), last=5, save=tmp_path)
+    blank(resumed[0])
+    after, *_ = quietly(accelerated, *resumed, first=5, resume=tmp_path)
+    assert after == losses[5 * ACCUMULATE :]
+    assert_equal_bits(resumed[0], whole[0])
+
+
+def test_preparing_an_optimizer_that_has_state_loses_nothing():
+    model = text().to(torch.bfloat16)
+    optimizer = forge.AdamW(model, lr=1e-2, state_dtype=torch.float32)
+    text_loss(model, tokens(0)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    _, before = snapshot(model, optimizer)
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared, wrapped = accelerator.prepare(model, optimizer)
+    after = wrapped.state_dict()["state"]
+    assert after.keys() == before.keys()
+    for i, state in before.items():
+        assert state["exp_avg"].dtype == torch.float32
+        for key, value in state.items():
+            assert after[i][key].dtype == value.dtype and torch.equal(after[i][key], value), (i, key)
+    # And what was bound anew updates still.
+    weights = copy.deepcopy(model)
+    accelerator.backward(text_loss(prepared, tokens(1)))
+    wrapped.step()
+    assert difference(model, weights) > 1e-3
+    assert wrapped.state_dict()["state"][0]["step"] == 2
+
+
+# ---- The schedulers of transformers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt",
+     "warmup_stable_decay"],
+)  # fmt: skip
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedulers_of_transformers_drive_the_update(name, schedule):
+    specific = {"num_decay_steps": 4} if name == "warmup_stable_decay" else {}
+    runs = []
+    for model, optimizer in both_optimizers("SGD", schedule=schedule):
+        scheduler = transformers.get_scheduler(name, optimizer, 3, STEPS, scheduler_specific_kwargs=specific)
+        rates = []
+        for i in range(STEPS):
+            text_loss(model, tokens(i)).backward()
+            optimizer.step()
+            rates += scheduler.get_last_lr()
+            scheduler.step()
+            optimizer.zero_grad()
+        runs.append((model, rates))
+    (theirs, their_rates), (ours, rates) = runs
+    assert rates == their_rates and rates[0] == 0 < rates[3]
+    assert_same_weights(ours, theirs, "SGD")
+    assert_trained(ours, text())
+
+
+# ---- Lightning -------------------------------------------------------------------------------------------------------
+
+
+def lightning_module(run, manual=False):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.own_optimizer = run
+            self.losses = []
+            self.automatic_optimization = not manual
+
+        def configure_optimizers(self):
+            scheduler = torch.optim.lr_scheduler.LinearLR(self.own_optimizer, total_iters=STEPS)
+            return [self.own_optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+        def training_step(self, batch, index):
+            loss = text_loss(self.model, batch)
+            self.losses.append(loss.item())
+            if manual:
+                self.step_by_hand(loss / ACCUMULATE, index)
+            return loss
+
+        def step_by_hand(self, loss, index):
+            self.manual_backward(loss)
+            if (index + 1) % ACCUMULATE == 0:
+                optimizer = self.optimizers()
+                self.clip_gradients(optimizer, gradient_clip_val=CLIP, gradient_clip_algorithm="norm")
+                optimizer.step()
+                self.lr_schedulers().step()
+                optimizer.zero_grad()
+
+    return Module()
+
+
+def lightning_fit(module, folder, epochs=2, resume=None, **changes):
+    """Two epochs make a run of STEPS."""
+    import lightning
+
+    settings = dict(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer = lightning.Trainer(**settings | changes)
+    quietly(trainer.fit, module, DataLoader(SAMPLES[: len(SAMPLES) // 2], batch_size=2), ckpt_path=resume)
+    return trainer
+
+
+ACCUMULATED = dict(gradient_clip_val=CLIP, accumulate_grad_batches=ACCUMULATE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("options", "settings", "manual"),
+    [
+        ({"collapse": "never"}, ACCUMULATED, False),
+        ({}, ACCUMULATED | {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, False),
+        ({"schedule": "in_backward"}, {}, False),
+        ({"collapse": "never"}, {}, True),
+    ],
+    ids=["automatic", "clipped_by_value", "in_backward", "manual"],
+)
+def test_lightning_trains_as_with_torch(tmp_path, rule, options, settings, manual):
+    theirs, ours = (lightning_module(run, manual) for run in both_optimizers(rule, **options))
+    lightning_fit(theirs, tmp_path, **settings)
+    trainer = lightning_fit(ours, tmp_path, **settings)
+    assert trainer.global_step == (STEPS if settings or manual else STEPS * ACCUMULATE)
+    assert len(ours.losses) == STEPS * ACCUMULATE
+    assert_same_losses(ours.losses, theirs.losses)
+    assert_same_weights(ours, theirs, rule)
+    assert_trained(ours.model, text())
+    if "collapse" in options:
+        assert forge.report(trainer.optimizers[0]).collapses == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_lightning_resumes_bit_for_bit(tmp_path, rule):
+    def fresh():
+        return lightning_module(both_optimizers(rule)[1])
+
+    whole, resumed = fresh(), fresh()
+    lightning_fit(whole, tmp_path, **ACCUMULATED)
+    half = lightning_fit(fresh(), tmp_path, epochs=1, **ACCUMULATED)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    blank(resumed)
+    lightning_fit(resumed, tmp_path, resume=tmp_path / "half.ckpt", **ACCUMULATED)
+    assert resumed.losses == whole.losses[len(whole.losses) // 2 :]
+    assert_equal_bits(resumed, whole)
