@@ -8,15 +8,12 @@
 """
 
 import json
-import os
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
-from peers_worker import ROOT, Worker, serve, write_rows
+from peers_worker import BUILD, Worker, serve, write_rows
 
-BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release"))
 TOKENS = (8, 32, 64, 128, 256, 512, 2048)
 DTYPES = ("fp32", "bf16")
 ENVIRONMENTS = {"plain": {}, "tuned": {"THP_MEM_ALLOC_ENABLE": "1"}}

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release"))
+# Ours is the one just built, also where none is installed.
+PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(BUILD / "python")]))
 
 # What PyTorch gains from on a CPU that is shared: fresh gradients on huge pages cost far fewer page faults, and idle
 # OpenMP threads that sleep do not take the core from those that work.
@@ -25,7 +28,7 @@ class Worker:
     def __init__(self, script, threads, environment, arguments=()):
         self.process = subprocess.Popen(
             [sys.executable, script, *arguments],
-            env={**os.environ, **environment, "FORGE_BENCH_THREADS": str(threads)},
+            env={**os.environ, **environment, "PYTHONPATH": PYTHONPATH, "FORGE_BENCH_THREADS": str(threads)},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
