@@ -1,4 +1,4 @@
-// The operators torch.ops.forge.*: the door for Python and for graphs. Each checks its inputs before it writes.
+// The operators torch.ops.forge.*: the door for Python. Each checks its inputs before it writes.
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
@@ -7,11 +7,9 @@
 #include <vector>
 
 #include "forge/base/error.h"
-#include "forge/torch/allocation.h"
 #include "forge/torch/functional.h"
 #include "forge/torch/gradient.h"
 #include "forge/torch/matrix_view.h"
-#include "forge/torch/record.h"
 #include "forge/torch/update_tensor.h"
 
 namespace forge {
@@ -88,32 +86,6 @@ double sum_squares_of_terms(at::TensorList dY, at::TensorList X, double scale, b
   return gradient_of_terms("sum_squares", dY, X, scale)->sum_squares(exact);
 }
 
-// ---- For graphs, which carry a record by its number and an order of effects by a token ---------------------------
-
-std::shared_ptr<Record> record_in_graph(const char* who, std::int64_t id) {
-  auto record = find_record(id);
-  check(record != nullptr, who,
-        ": the optimizer that held this weight when the graph was compiled is gone; compile "
-        "again (torch.compiler.reset())");
-  check(!record->wants_tensor(), who, ": the weight of shape ", record->parameter().sizes(),
-        " got gradient hooks, an ordinary .grad or a caller of autograd.grad after the graph was compiled; compile "
-        "again");
-  return record;
-}
-
-// The graph's compiler uses the memory of dY and X again: both are copied.
-void record_outer(const at::Tensor& /*token*/, const at::Tensor& dY, const at::Tensor& X, std::int64_t record) {
-  ScopedPurpose purpose(Purpose::held_copy);
-  record_in_graph("record_outer", record)->record_outer({dY.clone()}, {X.clone()});
-}
-
-void record_rows(const at::Tensor& /*token*/, const at::Tensor& index, const at::Tensor& values, std::int64_t record) {
-  ScopedPurpose purpose(Purpose::held_copy);
-  record_in_graph("record_rows", record)->record_rows(index.clone(), values.clone());
-}
-
-void record_nothing(const at::Tensor&, const at::Tensor&, const at::Tensor&, std::int64_t) {}
-
 at::Tensor embedding_op(const at::Tensor& index, const at::Tensor& weight, std::int64_t padding_idx) {
   return embedding(index, weight, padding_idx);
 }
@@ -124,8 +96,6 @@ at::Tensor embedding_op(const at::Tensor& index, const at::Tensor& weight, std::
 TORCH_LIBRARY(forge, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", &forge::linear);
   m.def("linear_transposed(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", &forge::linear_transposed);
-  m.def("record_outer(Tensor(a!) token, Tensor dY, Tensor X, int record) -> ()");
-  m.def("record_rows(Tensor(a!) token, Tensor index, Tensor values, int record) -> ()");
   m.def("embedding(Tensor index, Tensor weight, int padding_idx=-1) -> Tensor", &forge::embedding_op);
   m.def(
       "adamw_step_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor[] dY, Tensor[] X, *, "
@@ -145,12 +115,4 @@ TORCH_LIBRARY_IMPL(forge, CompositeExplicitAutograd, m) {
   m.impl("sgd_step_", &forge::sgd_step_);
   m.impl("materialize", &forge::materialize_terms);
   m.impl("sum_squares", &forge::sum_squares_of_terms);
-  m.impl("record_outer", &forge::record_outer);
-  m.impl("record_rows", &forge::record_rows);
-}
-
-// What a tracer runs: nothing is recorded.
-TORCH_LIBRARY_IMPL(forge, Meta, m) {
-  m.impl("record_outer", &forge::record_nothing);
-  m.impl("record_rows", &forge::record_nothing);
 }

@@ -24,8 +24,6 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::unordered_map<const c10::TensorImpl*, std::weak_ptr<Record>> by_parameter;
-  std::unordered_map<std::int64_t, std::weak_ptr<Record>> by_id;
-  std::int64_t next_id = 1;
 
   static Registry& get() {
     // Never destroyed: a record may outlive static variables.
@@ -34,21 +32,14 @@ struct Registry {
   }
 };
 
-template <class Map>
-std::shared_ptr<Record> look_up(Map Registry::*map, const typename Map::key_type& key) {
-  Registry& registry = Registry::get();
-  std::scoped_lock lock(registry.mutex);
-  auto found = (registry.*map).find(key);
-  return found == (registry.*map).end() ? nullptr : found->second.lock();
-}
-
 }  // namespace
 
 std::shared_ptr<Record> find_record(const at::Tensor& parameter) {
-  return look_up(&Registry::by_parameter, parameter.unsafeGetTensorImpl());
+  Registry& registry = Registry::get();
+  std::scoped_lock lock(registry.mutex);
+  auto found = registry.by_parameter.find(parameter.unsafeGetTensorImpl());
+  return found == registry.by_parameter.end() ? nullptr : found->second.lock();
 }
-
-std::shared_ptr<Record> find_record(std::int64_t id) { return look_up(&Registry::by_id, id); }
 
 Gradient& gradient(const at::Tensor& parameter) {
   check(parameter.defined(), "gradient: the parameter is undefined");
@@ -72,8 +63,6 @@ std::shared_ptr<Record> Record::make(const at::Tensor& parameter, const Settings
     check(entry.expired() || settings.handles, "the parameter of shape ", parameter.sizes(),
           " is held by another optimizer; destroy that one first");
     entry = record;
-    record->id_ = registry.next_id++;
-    registry.by_id[record->id_] = record;
   }
   record->watch_uses();
   return record;
@@ -81,11 +70,7 @@ std::shared_ptr<Record> Record::make(const at::Tensor& parameter, const Settings
 
 Record::Record(const at::Tensor& parameter, const Settings& settings, std::shared_ptr<Ledger> ledger,
                std::function<void()> backward_done)
-    : parameter_(parameter),
-      settings_(settings),
-      id_(0),
-      ledger_(std::move(ledger)),
-      backward_done_(std::move(backward_done)) {
+    : parameter_(parameter), settings_(settings), ledger_(std::move(ledger)), backward_done_(std::move(backward_done)) {
   check(!settings.handles || gradient_handles() != nullptr, "Record: no class of handles is installed");
   if (!grad_is_handle()) own_ = new_gradient();
 }
@@ -93,7 +78,6 @@ Record::Record(const at::Tensor& parameter, const Settings& settings, std::share
 Record::~Record() {
   Registry& registry = Registry::get();
   std::scoped_lock lock(registry.mutex);
-  registry.by_id.erase(id_);
   auto found = registry.by_parameter.find(parameter_.unsafeGetTensorImpl());
   // A record that was refused was never entered, and one that was taken over is not there: the entry is another's.
   if (found != registry.by_parameter.end() && found->second.expired()) registry.by_parameter.erase(found);
@@ -115,6 +99,9 @@ struct Record::UseHook final : torch::autograd::FunctionPostHook {
                                      const std::vector<at::Tensor>& inputs) override {
     if (auto alive = record.lock()) alive->uses_done(inputs);
     return outputs;
+  }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {
+    fail("compiled autograd is not supported with an optimizer of this library; compile the forward pass only");
   }
 };
 
@@ -188,6 +175,7 @@ bool Record::has_hooks() const {
 void Record::uses_done(const std::vector<at::Tensor>& arrived) {
   note_grad();
   if (!in_backward()) return own_grad(arrived);
+  if (find_record(parameter_).get() != this) return;  // the optimizer made last applies it
   if (own_->empty() && !parameter_.grad().defined()) return;
   if (updated_) parameter_.mutable_grad() = at::Tensor();  // what must not be applied does not stay either
   note_grad();

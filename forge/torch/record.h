@@ -37,8 +37,6 @@ class Record : public std::enable_shared_from_this<Record> {
   ~Record();
 
   const at::Tensor& parameter() const { return parameter_; }
-  // Told apart from every other record of the process, for graphs that cannot carry a pointer.
-  std::int64_t id() const { return id_; }
   bool in_backward() const { return settings_.schedule == Schedule::in_backward; }
   bool exact() const { return settings_.exact; }
 
@@ -88,7 +86,6 @@ class Record : public std::enable_shared_from_this<Record> {
 
   at::Tensor parameter_;
   Settings settings_;
-  std::int64_t id_;
   std::shared_ptr<Ledger> ledger_;
   std::shared_ptr<Gradient> own_;  // where .grad is no handle
   // The handle last put into .grad, known again without asking the other language.
@@ -105,7 +102,6 @@ class Record : public std::enable_shared_from_this<Record> {
 
 // The record of this parameter, or null.
 std::shared_ptr<Record> find_record(const at::Tensor& parameter);
-std::shared_ptr<Record> find_record(std::int64_t id);
 
 // The record that a use of this weight in a forward pass is to write to; null where autograd's ordinary path is taken:
 // no optimizer holds it, no gradient is wanted, it is no leaf, or a function transform or forward-mode differentiation

@@ -149,6 +149,31 @@ void define_recorder(py::module_& m) {
       .def_property_readonly("peak_bytes", [](RecorderScope& self) { return self.update(), self.peak; });
 }
 
+// ---- In backward of a compiled graph: false where autograd's ordinary way is to be taken ----------------------------
+
+std::shared_ptr<Record> record_of_graph(const at::Tensor& weight) {
+  auto record = find_record(weight);
+  if (record) record->watch_uses();  // it may have been frozen until now
+  return record && !record->wants_tensor() ? record : nullptr;
+}
+
+// The graph's compiler uses the memory of dY and X again: both are copied.
+bool record_outer(const at::Tensor& weight, const at::Tensor& dY, const at::Tensor& X) {
+  auto record = record_of_graph(weight);
+  if (!record) return false;
+  ScopedPurpose purpose(Purpose::held_copy);
+  record->record_outer({dY.clone()}, {X.clone()});
+  return true;
+}
+
+bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Tensor& values) {
+  auto record = record_of_graph(weight);
+  if (!record) return false;
+  ScopedPurpose purpose(Purpose::held_copy);
+  record->record_rows(index.to(at::kLong, /*non_blocking=*/false, /*copy=*/true), values.clone());
+  return true;
+}
+
 void define_functions(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), Release());
@@ -157,11 +182,9 @@ void define_functions(py::module_& m) {
   m.def("embedding", &embedding, py::arg("index"), py::arg("weight"), py::arg("padding_idx") = -1, Release());
   m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("params"), py::arg("max_norm"),
         py::arg("error_if_nonfinite") = false, Release());
-  // The number of the record that a compiled graph writes to; 0 where the weight is not recorded.
-  m.def("record_id", [](const at::Tensor& weight) {
-    auto record = find_record(weight);
-    return record ? record->id() : 0;
-  });
+  m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
+  m.def("record_outer", &record_outer);
+  m.def("record_rows", &record_rows);
   // The instruction set that kernels run on here.
   m.def("kernels", [] { return std::string(name_of(best_target())); });
 }

@@ -1,8 +1,17 @@
 """The fused modules inside a graph of ``torch.compile``.
 
-A graph cannot carry a pointer, so a weight's record goes by its number, and the operation that records dY and X goes by
-a token that it is said to change, which keeps it in the graph and in order. The number is read when the graph is made;
-that is when an optimizer must hold the weight, else the graph computes an ordinary gradient, which is right as well.
+A graph has the weight itself as an input and asks for its record each time that backward runs. So one graph serves
+blocks that are alike, an optimizer made later and no optimizer at all: then the gradient is an ordinary one. A graph
+made before the weight's first optimizer is made again.
+
+Supported is to compile what computes the forward pass, a model or parts of it, ``fullgraph=True`` or not. Where a
+whole training step is compiled, ``backward()``, clipping and ``step()`` break the graph and run as they are; where
+nothing may break (``fullgraph=True``, compiled autograd), torch raises. Raised is also, in backward: gradient hooks
+that a weight got after its graph was made (earlier ones are served), ``torch.autograd.grad`` for a weight,
+``create_graph=True``, and saved-tensor hooks that copy weights.
+
+dY and X are copied, as a graph uses its memory again. With ``schedule="in_backward"`` the weights of one graph are
+updated together, when its backward has run, so that their terms are there together.
 """
 
 from __future__ import annotations
@@ -10,78 +19,155 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from . import _C
 
-_tokens: dict[torch.device, Tensor] = {}
+# ---- What a graph is made of -----------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result
-def _record_id(weight: Tensor) -> int:
-    return _C.record_id(weight)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if not _records(weight) or not (autocast or x.dtype == weight.dtype):
+        return F.linear(x, weight.t() if transposed else weight, bias)
+    if autocast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _Linear.apply(x, weight, bias, _token, transposed)
+
+
+def embedding(index: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
+    if not _records(weight):
+        return F.embedding(index, weight, padding_idx if padding_idx >= 0 else None)
+    return _Embedding.apply(weight, index, _token, padding_idx)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, token: Tensor, record: int, transposed: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor, transposed: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
         # Not among the saved: the token is changed, and what is saved may not be.
-        ctx.token, ctx.record, ctx.transposed = token, record, transposed
-        weight = weight.to(x.dtype)
-        return F.linear(x, weight.t() if transposed else weight)
+        ctx.token, ctx.transposed = token, transposed
+        # Cast here: autocast would keep its cast, and checkpointing take what it computes again for something else.
+        W = weight.to(x.dtype)
+        return F.linear(x, W.t() if transposed else W, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx, dY: Tensor):
-        x, weight = ctx.saved_tensors
-        weight = weight.to(dY.dtype)
-        dX = dY @ (weight.t() if ctx.transposed else weight) if ctx.needs_input_grad[0] else None
+        x, weight, bias = ctx.saved_tensors
         left, right = dY.reshape(-1, dY.shape[-1]), x.reshape(-1, x.shape[-1])
+        dX = db = None
+        if ctx.needs_input_grad[0]:
+            W = weight.to(dY.dtype)
+            dX = dY @ (W.t() if ctx.transposed else W)
+        if bias is not None and ctx.needs_input_grad[2]:
+            db = left.sum(0).to(bias.dtype)
         if ctx.transposed:
-            left, right = right, left
-        torch.ops.forge.record_outer(ctx.token, left, right, ctx.record)
-        return dX, None, None, None, None
+            left, right = right, left  # (dYᵀX)ᵀ = XᵀdY
+        torch.ops.forge.use_outer(ctx.token, weight, left, right)
+        return dX, None, db, None, None
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight: Tensor, index: Tensor, token: Tensor, record: int, padding_idx: int) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.token, ctx.record, ctx.padding_idx = token, record, padding_idx
+    def forward(ctx, weight: Tensor, index: Tensor, token: Tensor, padding_idx: int) -> Tensor:
+        ctx.save_for_backward(weight, index)
+        ctx.token, ctx.padding_idx = token, padding_idx
         return F.embedding(index, weight)
 
     @staticmethod
     def backward(ctx, dY: Tensor):
-        (index,) = ctx.saved_tensors
-        index, values = index.reshape(-1), dY.reshape(-1, dY.shape[-1])
-        if ctx.padding_idx >= 0:
-            values = values * (index != ctx.padding_idx).unsqueeze(1)
-        torch.ops.forge.record_rows(ctx.token, index, values, ctx.record)
-        return None, None, None, None, None
+        weight, index = ctx.saved_tensors
+        values = dY.reshape(-1, dY.shape[-1])
+        torch.ops.forge.use_rows(ctx.token, weight, index.reshape(-1), values, ctx.padding_idx)
+        return None, None, None, None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    record = _record_of(weight)
-    if not record:
-        return F.linear(x, weight.t() if transposed else weight, bias)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    y = _Linear.apply(x, weight, _token(x.device), record, transposed)
-    return y if bias is None else y + bias.to(y.dtype)
+# The operations below are said to change it, which keeps them in the graph, each as often as it was traced.
+_token = torch.zeros(())
+
+# An attribute of a weight that an optimizer has taken. Graphs are guarded by it; it stays when the optimizer goes.
+_HELD = "_forge_held"
 
 
-def embedding(index: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
-    record = _record_of(weight)
-    if not record:
-        return F.embedding(index, weight, padding_idx if padding_idx >= 0 else None)
-    return _Embedding.apply(weight, index, _token(index.device), record, padding_idx)
+def note_held(parameter: Tensor) -> None:
+    """To be called when an optimizer takes a parameter."""
+    setattr(parameter, _HELD, True)
 
 
-def _record_of(weight: Tensor) -> int:
-    return _record_id(weight) if torch.is_grad_enabled() and weight.requires_grad else 0
+def _records(weight: Tensor) -> bool:
+    trained = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
+    return trained and getattr(weight, _HELD, False) and _has_record(weight)
 
 
-def _token(device: torch.device) -> Tensor:
-    return _tokens[device]
+@torch.compiler.assume_constant_result
+def _has_record(weight: Tensor) -> bool:
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    usable = weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > 0
+    return usable and not transformed and not _has_hooks(weight) and _C.is_recorded(weight)
 
 
-_tokens[torch.device("cpu")] = torch.zeros(())
+# ---- What a graph does in backward -----------------------------------------------------------------------------------
+
+_library = torch.library.Library("forge", "FRAGMENT")
+_library.define("use_outer(Tensor(a!) token, Tensor weight, Tensor dY, Tensor X) -> ()")
+_library.define("use_rows(Tensor(a!) token, Tensor weight, Tensor index, Tensor values, int padding_idx) -> ()")
+
+
+@torch.library.impl(_library, "use_outer", "CompositeExplicitAutograd")
+@torch._disable_dynamo
+def _use_outer(token: Tensor, weight: Tensor, dY: Tensor, X: Tensor) -> None:
+    if _is_wanted(weight) and not _C.record_outer(weight, dY, X):
+        _accumulate(weight, dY.t() @ X)
+
+
+@torch.library.impl(_library, "use_rows", "CompositeExplicitAutograd")
+@torch._disable_dynamo
+def _use_rows(token: Tensor, weight: Tensor, index: Tensor, values: Tensor, padding_idx: int) -> None:
+    if not _is_wanted(weight):
+        return
+    if padding_idx >= 0:
+        used = (index != padding_idx).nonzero().squeeze(1)
+        index, values = index[used], values[used]
+    if not _C.record_rows(weight, index, values):
+        _accumulate(weight, torch.ops.aten.embedding_dense_backward(values, index, weight.shape[0], -1, False))
+
+
+@torch.library.impl(_library, "use_outer", "Meta")
+@torch.library.impl(_library, "use_rows", "Meta")
+def _use_nothing(*args) -> None:
+    pass
+
+
+def _is_wanted(weight: Tensor) -> bool:
+    """Whether this backward pass is to reach the weight: a graph computes all gradients, asked for or not."""
+    if not getattr(weight, _HELD, False):
+        raise RuntimeError(
+            "backward of a compiled graph got a copy of a weight, and its gradient would be lost; call "
+            "forge_optim.unfuse(model) to use saved-tensor hooks that copy weights"
+        )
+    if not weight.requires_grad:
+        return False
+    if _has_hooks(weight):
+        raise RuntimeError(
+            f"the weight of shape {tuple(weight.shape)} got gradient hooks after its graph was compiled; call "
+            "forge_optim.unfuse(module) to use them"
+        )
+    try:
+        return torch._C._will_engine_execute_node(get_gradient_edge(weight).node)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "torch.autograd.grad for a weight whose gradient a compiled graph records is not supported; use "
+            "backward(), or the model that is not compiled"
+        ) from error
+
+
+def _accumulate(weight: Tensor, dW: Tensor) -> None:
+    """What autograd does with an ordinary gradient."""
+    if weight.grad is None:
+        weight.grad = dW.to(weight.dtype)
+    else:
+        weight.grad.add_(dW.to(weight.dtype))
+
+
+def _has_hooks(weight: Tensor) -> bool:
+    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)

@@ -71,6 +71,9 @@ class FactoredGrad(torch.Tensor):
         raise RuntimeError(_NO_MEMORY.format("const_data_ptr()"))
 
     def untyped_storage(self):
+        if torch._guards.TracingContext.try_get() is not None:
+            # torch.compile describes the .grad of each parameter that a graph uses, and does not look inside.
+            return torch.empty(self.shape, dtype=self.dtype, device="meta").untyped_storage()
         raise RuntimeError(_NO_MEMORY.format("untyped_storage()"))
 
     def storage(self):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .compiled import note_held
 from .fusion import fuse, is_fused
 
 Schedule = Literal["at_step", "in_backward"]
@@ -70,7 +71,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         try:
             self._engine.check_group(group)
             for parameter in group["params"]:
-                self._engine.add(parameter, group)
+                self._hold(parameter, group)
         except RuntimeError:
             self.param_groups.pop()
             self._bind()
@@ -81,7 +82,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         for group in self.param_groups:
             for parameter in group["params"]:
-                self._engine.add(parameter, group)
+                self._hold(parameter, group)
+
+    def _hold(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        self._engine.add(parameter, group)
+        note_held(parameter)
 
     @torch._disable_dynamo
     @torch.no_grad()
