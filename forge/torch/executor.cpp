@@ -16,9 +16,14 @@ void AtExecutor::run(FunctionRef<void(int)> body) {
   });
 }
 
+namespace {
+thread_local at::Tensor workspace;
+}
+
+void release_workspace() { workspace = at::Tensor(); }
+
 Context torch_context(const Expression& G) {
   static AtExecutor executor;
-  thread_local at::Tensor workspace;
   auto bytes = static_cast<std::int64_t>(workspace_bytes(G, executor.workers()));
   if (!workspace.defined() || workspace.numel() < bytes) {
     ScopedPurpose purpose(Purpose::workspace);

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
@@ -53,6 +54,51 @@ at::Tensor index_of(const Rows& rows) {
 
 at::Tensor stacked(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
 
+// Products M Mᵀ, of which only what is on and above the diagonal is computed: blocks of rows, all in one go, since one
+// such product is too small to be worth waking threads for.
+class SymmetricProducts {
+ public:
+  // M Mᵀ, there after run().
+  at::Tensor add(at::Tensor M) {
+    at::Tensor product = at::empty({M.size(0), M.size(0)}, at::kFloat);
+    products_.push_back({std::move(M), product});
+    return product;
+  }
+
+  void run() const {
+    struct Block {
+      const Product* product;
+      std::int64_t begin, end;
+    };
+    std::vector<Block> blocks;
+    for (const Product& p : products_) {
+      // Equal parts of the triangle, of some 32 rows: fewer waste less of a product's speed, more waste less of the
+      // triangle below.
+      std::int64_t n = p.M.size(0), parts = std::max<std::int64_t>({1, at::get_num_threads(), n / 32});
+      auto row = [&](std::int64_t i) {
+        double rest = 1 - static_cast<double>(i) / static_cast<double>(parts);
+        return static_cast<std::int64_t>(static_cast<double>(n) * (1 - std::sqrt(rest)));
+      };
+      for (std::int64_t i = 0; i < parts; ++i)
+        if (row(i) < row(i + 1)) blocks.push_back({&p, row(i), row(i + 1)});
+    }
+    at::parallel_for(0, static_cast<std::int64_t>(blocks.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+      at::NoGradGuard no_grad;
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto& [p, first, last] = blocks[static_cast<std::size_t>(i)];
+        at::Tensor to = p->product.slice(0, first, last).slice(1, first);
+        at::mm_out(to, p->M.slice(0, first, last), p->M.slice(0, first).t());
+      }
+    });
+  }
+
+ private:
+  struct Product {
+    at::Tensor M, product;
+  };
+  std::vector<Product> products_;
+};
+
 // L of all Outer terms, and the rows and scales of all Rows terms.
 struct Left {
   at::Tensor dY, row, scale;
@@ -72,18 +118,18 @@ struct Left {
     if (!index.empty()) row = stacked(index), scale = stacked(scales);
   }
 
-  // L Lᵀ, Outer terms before Rows terms.
-  at::Tensor gram() const {
-    if (!row.defined()) return dY.mm(dY.t());
+  // L Lᵀ, Outer terms before Rows terms; dY dYᵀ is given where there are Outer terms.
+  at::Tensor gram(const at::Tensor& dY_dYt) const {
+    if (!row.defined()) return dY_dYt;
     at::Tensor same_row = row.unsqueeze(0).eq(row.unsqueeze(1)).to(at::kFloat).mul(scale).mul(scale.unsqueeze(1));
     if (!dY.defined()) return same_row;
     at::Tensor mixed = dY.index_select(1, row).mul(scale);
-    return at::cat({at::cat({dY.mm(dY.t()), mixed}, 1), at::cat({mixed.t(), same_row}, 1)});
+    return at::cat({at::cat({dY_dYt, mixed}, 1), at::cat({mixed.t(), same_row}, 1)});
   }
 };
 
-// R Rᵀ in the same order.
-const at::Tensor& right_gram(const Expression& G, GramCache& cache) {
+// R Rᵀ in the same order, from the cache or as one of the products.
+const at::Tensor& right_gram(const Expression& G, GramCache& cache, SymmetricProducts& products) {
   std::vector<const void*> key;
   std::vector<at::Tensor> parts;
   for (bool outer : {true, false})
@@ -93,8 +139,7 @@ const at::Tensor& right_gram(const Expression& G, GramCache& cache) {
       parts.push_back(widened(right_of(term), 1));
     }
   if (cache.RRt.defined() && cache.key == key && cache.RRt.size(0) == tokens_of(G)) return cache.RRt;
-  at::Tensor R = stacked(parts);
-  cache = {std::move(key), R.mm(R.t())};
+  cache = {std::move(key), products.add(stacked(parts))};
   return cache.RRt;
 }
 
@@ -117,12 +162,14 @@ Sums row_sums(const float* a, const float* b, std::int64_t n) {
   return {std::accumulate(sum, sum + kLanes, 0.0), std::accumulate(absolute, absolute + kLanes, 0.0)};
 }
 
-// Σ a∘b and Σ |a∘b| of symmetric matrices in fp64, row by row: the order does not depend on the threads.
+// Σ a∘b and Σ |a∘b| of symmetric matrices, from their upper triangles, in fp64 and row by row: the order does not
+// depend on the threads.
 Sums product_sums(const at::Tensor& a, const at::Tensor& b) {
   std::int64_t n = a.size(0);
   const float *pa = a.const_data_ptr<float>(), *pb = b.const_data_ptr<float>();
   std::vector<Sums> diagonal(static_cast<std::size_t>(n)), right(static_cast<std::size_t>(n));
-  at::parallel_for(0, n, 16, [&](std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kWorthAThread = 1 << 16;  // products: some 30 µs
+  at::parallel_for(0, n, kWorthAThread / n + 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::int64_t at = i * n + i;
       diagonal[static_cast<std::size_t>(i)] = row_sums(pa + at, pb + at, 1);
@@ -146,7 +193,12 @@ std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
-  Sums s = product_sums(Left(G).gram().contiguous(), right_gram(G, cache));
+  Left left(G);
+  SymmetricProducts products;
+  at::Tensor dY_dYt = left.dY.defined() ? products.add(left.dY) : at::Tensor();
+  at::Tensor RRt = right_gram(G, cache, products);
+  products.run();
+  Sums s = product_sums(left.gram(dY_dYt), RRt);
   constexpr double kEps = 0x1p-24;
   if (!std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum) return std::nullopt;
   return s.sum * G.scale * G.scale;

@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "forge/torch/allocation.h"
+#include "forge/torch/executor.h"
 #include "forge/torch/optimizer_impl.h"
 #include "forge/torch/update_tensor.h"
 
@@ -68,6 +69,7 @@ void Optimizer::Impl::step() {
   for (const auto& [i, G] : gradients) apply(i, G.expression());
   for (auto& record : records)
     if (record) record->end_step();
+  release_workspace();
 }
 
 // ---- The public class ---------------------------------------------------------------------------------------------
