@@ -49,8 +49,7 @@ class Server:
         from peers_memory import recorder
         from peers_model import Data, make_model
 
-        self.model = self.method = None
-        gc.collect()  # hooks refer to their model: the last one must go before the next one comes
+        self.release()
         self.model = make_model(size)
         self.data, self.clip, self.accum = Data(size, tokens), clip, accum
         first = Data(size, tokens).batches(1)[0]
@@ -66,6 +65,14 @@ class Server:
             self.train()
             gradient_bytes = self.method.gradient_bytes()
         return {"peak_bytes": memory.peak_bytes, "gradient_bytes": gradient_bytes, "loss": loss}
+
+    def release(self):
+        """Lets the model go. Hooks refer to what refers to them, through C++, where no collector follows."""
+        for p in self.model.parameters() if self.model else ():
+            if p._post_accumulate_grad_hooks:
+                p._post_accumulate_grad_hooks.clear()
+        self.model = self.method = None
+        gc.collect()
 
     def train(self):
         """One step, in ms."""
