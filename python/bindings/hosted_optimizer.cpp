@@ -89,7 +89,7 @@ struct HostedImpl final : Optimizer::Impl {
     at::Tensor t = local(moment);
     check(t.sizes() == parameter.sizes(), "state: \"", key, "\" is ", t.sizes(), " for a parameter of shape ",
           parameter.sizes());
-    auto dtype = options.state_dtype.value_or(dtype_of(t.scalar_type()) ? t.scalar_type() : at::kFloat);
+    auto dtype = options.state_dtype.value_or(is_stored(t.scalar_type()) ? t.scalar_type() : at::kFloat);
     at::Tensor usable = in_layout_of(parameter, t.to(dtype));
     if (usable.is_same(t)) return t;
     check(!entries[i].distributed, "state: \"", key, "\" of a DTensor parameter is ", t.scalar_type(), ", expected ",

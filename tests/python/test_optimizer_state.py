@@ -190,6 +190,18 @@ def test_loading_converts_moments_to_the_dtype_that_is_asked_for():
     assert all(narrow.state[p]["exp_avg"].dtype == torch.bfloat16 for p in model.parameters())
 
 
+def test_moments_in_a_type_that_is_not_kept_become_fp32():
+    model = text()
+    optimizer = forge.AdamW(model)
+    train(model, optimizer, steps=1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for of in saved["state"].values():
+        of["exp_avg"] = of["exp_avg"].half()
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, first=1, steps=1)
+    assert all(optimizer.state[p]["exp_avg"].dtype == torch.float32 for p in model.parameters())
+
+
 def test_fp32_moments_bring_bf16_weights_nearer_to_fp32_training_than_torchs_bf16_moments():
     reference, theirs = text(), bf16(text())
     ours = copy.deepcopy(theirs)
