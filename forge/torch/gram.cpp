@@ -129,7 +129,7 @@ struct Left {
 };
 
 // R Rᵀ in the same order, from the cache or as one of the products.
-const at::Tensor& right_gram(const Expression& G, GramCache& cache, SymmetricProducts& products) {
+GramCache right_gram(const Expression& G, const GramCache& cache, SymmetricProducts& products) {
   std::vector<const void*> key;
   std::vector<at::Tensor> parts;
   for (bool outer : {true, false})
@@ -138,9 +138,8 @@ const at::Tensor& right_gram(const Expression& G, GramCache& cache, SymmetricPro
       key.push_back(right_of(term).data);
       parts.push_back(widened(right_of(term), 1));
     }
-  if (cache.RRt.defined() && cache.key == key && cache.RRt.size(0) == tokens_of(G)) return cache.RRt;
-  cache = {std::move(key), products.add(stacked(parts))};
-  return cache.RRt;
+  if (cache.RRt.defined() && cache.key == key && cache.RRt.size(0) == tokens_of(G)) return cache;
+  return {std::move(key), products.add(stacked(parts))};
 }
 
 struct Sums {
@@ -169,7 +168,7 @@ Sums product_sums(const at::Tensor& a, const at::Tensor& b) {
   const float *pa = a.const_data_ptr<float>(), *pb = b.const_data_ptr<float>();
   std::vector<Sums> diagonal(static_cast<std::size_t>(n)), right(static_cast<std::size_t>(n));
   constexpr std::int64_t kWorthAThread = 1 << 16;  // products: some 30 µs
-  at::parallel_for(0, n, kWorthAThread / n + 1, [&](std::int64_t begin, std::int64_t end) {
+  at::parallel_for(0, n, kWorthAThread / (n + 1) + 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::int64_t at = i * n + i;
       diagonal[static_cast<std::size_t>(i)] = row_sums(pa + at, pb + at, 1);
@@ -196,9 +195,10 @@ std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
   Left left(G);
   SymmetricProducts products;
   at::Tensor dY_dYt = left.dY.defined() ? products.add(left.dY) : at::Tensor();
-  at::Tensor RRt = right_gram(G, cache, products);
+  GramCache right = right_gram(G, cache, products);
   products.run();
-  Sums s = product_sums(left.gram(dY_dYt), RRt);
+  cache = std::move(right);
+  Sums s = product_sums(left.gram(dY_dYt), cache.RRt);
   constexpr double kEps = 0x1p-24;
   if (!std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum) return std::nullopt;
   return s.sum * G.scale * G.scale;
