@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "forge/base/error.h"
-#include "forge/torch/allocation.h"
 #include "forge/torch/capsule.h"
 #include "forge/torch/functional.h"
 #include "forge/torch/record.h"
@@ -43,18 +42,9 @@ struct Embedding : torch::autograd::Function<Embedding> {
     auto record = from_capsule(ctx->saved_data["record"]);
     if (!record || record->wants_tensor())
       return at::embedding_dense_backward(dY, index, ctx->saved_data["rows"].toInt(), padding_idx, false);
-    record_rows(*record, index.detach().reshape({index.numel()}), dY.detach().reshape({index.numel(), dY.size(-1)}),
-                padding_idx);
+    record->record_rows(index.detach().reshape({index.numel()}), dY.detach().reshape({index.numel(), dY.size(-1)}),
+                        padding_idx);
     return {};
-  }
-
-  static void record_rows(Record& record, at::Tensor index, at::Tensor values, std::int64_t padding_idx) {
-    ScopedPurpose purpose(Purpose::held_copy);
-    at::Tensor used = padding_idx >= 0 ? index.ne(padding_idx).nonzero().reshape({-1}) : at::Tensor();
-    if (used.defined() && used.numel() < index.numel())
-      return record.record_rows(index.index_select(0, used), values.index_select(0, used));
-    // Token ids are nearly always the user's own buffer.
-    record.record_rows(index.clone(), values);
   }
 };
 

@@ -150,9 +150,13 @@ void Record::record_outer(const Factor& dY, const Factor& X) {
   open().add_outer(keepable(dY), keepable(X));
 }
 
-void Record::record_rows(const at::Tensor& index, const at::Tensor& values) {
+void Record::record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx) {
   check_not_updated();
-  open().add_rows(index, values);
+  ScopedPurpose purpose(Purpose::held_copy);
+  at::Tensor used = padding_idx >= 0 ? index.ne(padding_idx).nonzero().reshape({-1}) : at::Tensor();
+  if (used.defined() && used.numel() < index.numel())
+    return open().add_rows(index.index_select(0, used), values.index_select(0, used));
+  open().add_rows(index.clone(), values);
 }
 
 bool Record::wants_tensor() const {

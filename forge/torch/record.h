@@ -51,7 +51,9 @@ class Record : public std::enable_shared_from_this<Record> {
     bool users_own = false;
   };
   void record_outer(const Factor& dY, const Factor& X);
-  void record_rows(const at::Tensor& index, const at::Tensor& values);
+  // Rows of `padding_idx` (-1: none) are left out, whatever they hold. The index is copied: it is nearly always the
+  // user's own buffer.
+  void record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx);
 
   // in_backward: the parameter has been updated since the last step() or zero_grad(). A second update raises.
   bool is_updated() const;

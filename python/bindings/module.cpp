@@ -166,11 +166,12 @@ bool record_outer(const at::Tensor& weight, const at::Tensor& dY, const at::Tens
   return true;
 }
 
-bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Tensor& values) {
+bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Tensor& values,
+                 std::int64_t padding_idx) {
   auto record = record_of_graph(weight);
   if (!record) return false;
   ScopedPurpose purpose(Purpose::held_copy);
-  record->record_rows(index.to(at::kLong, /*non_blocking=*/false, /*copy=*/true), values.clone());
+  record->record_rows(index.to(at::kLong), values.clone(), padding_idx);
   return true;
 }
 

@@ -123,13 +123,8 @@ def _use_outer(token: Tensor, weight: Tensor, dY: Tensor, X: Tensor) -> None:
 @torch.library.impl(_library, "use_rows", "CompositeExplicitAutograd")
 @torch._disable_dynamo
 def _use_rows(token: Tensor, weight: Tensor, index: Tensor, values: Tensor, padding_idx: int) -> None:
-    if not _is_wanted(weight):
-        return
-    if padding_idx >= 0:
-        used = (index != padding_idx).nonzero().squeeze(1)
-        index, values = index[used], values[used]
-    if not _C.record_rows(weight, index, values):
-        _accumulate(weight, torch.ops.aten.embedding_dense_backward(values, index, weight.shape[0], -1, False))
+    if _is_wanted(weight) and not _C.record_rows(weight, index, values, padding_idx):
+        _accumulate(weight, torch.ops.aten.embedding_dense_backward(values, index, weight.shape[0], padding_idx, False))
 
 
 @torch.library.impl(_library, "use_outer", "Meta")
