@@ -20,6 +20,18 @@ BACKENDS = ("eager", "aot_eager")
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
+# Fixtures of each module that imports them.
+@pytest.fixture(autouse=True)
+def nothing_is_compiled_yet():
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_stays_compiled():
+    yield
+    torch._dynamo.reset()
+
+
 @functools.cache
 def has_compiler() -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -14,6 +14,11 @@ from torch.utils._pytree import tree_flatten
 OUT, IN = 8, 9
 
 
+def lines(text):
+    """Those of a text that are not empty."""
+    return [line.strip() for line in text.strip().splitlines() if line.strip()]
+
+
 def whole(seed, *shape, dtype=torch.float32):
     """Small whole numbers: with them gradients and updates are exact, whatever the order of the sums."""
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

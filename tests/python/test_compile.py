@@ -5,12 +5,14 @@ import functools
 import io
 
 import pytest
-from compiling import (
+from compiling import (  # noqa: F401  (fixtures)
     BACKENDS,
     Side,
     backends,
     matrices,
     need_compiler,
+    nothing_is_compiled_yet,
+    nothing_stays_compiled,
     sides,
     two_layers,
     whole_graph,
@@ -38,18 +40,6 @@ from models import (
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_compiled_yet():
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_stays_compiled():
-    yield
-    torch._dynamo.reset()
-
 
 # ---- Whole models ----------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 import copy
 
 import pytest
-from compiling import (
+from compiling import (  # noqa: F401  (fixtures)
     BACKENDS,
     Side,
     need_compiler,
+    nothing_is_compiled_yet,
+    nothing_stays_compiled,
     sides,
     whole_graph,
 )
@@ -23,18 +25,6 @@ from models import (
     torch_optimizer,
 )
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_compiled_yet():
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_stays_compiled():
-    yield
-    torch._dynamo.reset()
-
 
 STORIES = {}  # name: (what is done to a side, what of it is recorded, its schedules, its backends)
 
