@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/ivalue.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <memory>
 #include <utility>
@@ -9,19 +10,23 @@
 
 namespace forge {
 
-// A record in a backward node's saved data. Weak: an optimizer that has gone does not come back, and the weight does
-// not go through save_for_backward, whose hooks may hand out another tensor.
-struct RecordCapsule final : torch::CustomClassHolder {
-  std::weak_ptr<Record> record;
-  explicit RecordCapsule(std::weak_ptr<Record> r) : record(std::move(r)) {}
+// What a use of a weight leaves for its backward besides tensors: one entry of the node's saved data, since entries are
+// looked up by name. The record is weak: an optimizer that has gone does not come back, and the weight does not go
+// through save_for_backward, whose hooks may hand out another tensor.
+template <class Use>
+struct UseCapsule final : torch::CustomClassHolder {
+  Use use;
+  explicit UseCapsule(Use u) : use(std::move(u)) {}
 };
 
-inline c10::IValue to_capsule(const std::shared_ptr<Record>& record) {
-  return c10::IValue::make_capsule(c10::make_intrusive<RecordCapsule>(record));
+template <class Use>
+void keep_use(torch::autograd::AutogradContext* ctx, Use use) {
+  ctx->saved_data["use"] = c10::IValue::make_capsule(c10::make_intrusive<UseCapsule<Use>>(std::move(use)));
 }
 
-inline std::shared_ptr<Record> from_capsule(const c10::IValue& value) {
-  return c10::static_intrusive_pointer_cast<RecordCapsule>(value.toCapsule())->record.lock();
+template <class Use>
+Use kept_use(torch::autograd::AutogradContext* ctx) {
+  return c10::static_intrusive_pointer_cast<UseCapsule<Use>>(ctx->saved_data["use"].toCapsule())->use;
 }
 
 }  // namespace forge

@@ -17,13 +17,16 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
+struct EmbeddingUse {
+  std::weak_ptr<Record> record;
+  std::int64_t padding_idx, rows;
+};
+
 struct Embedding : torch::autograd::Function<Embedding> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& index,
                             std::int64_t padding_idx, const std::shared_ptr<Record>& record) {
     ctx->save_for_backward({index});
-    ctx->saved_data["record"] = to_capsule(record);
-    ctx->saved_data["padding_idx"] = padding_idx;
-    ctx->saved_data["rows"] = weight.size(0);
+    keep_use<EmbeddingUse>(ctx, {record, padding_idx, weight.size(0)});
     at::AutoDispatchBelowADInplaceOrView guard;
     return at::embedding(weight, index, padding_idx);
   }
@@ -38,12 +41,12 @@ struct Embedding : torch::autograd::Function<Embedding> {
     check(!at::GradMode::is_enabled(),
           "embedding.backward: create_graph through a weight that an optimizer holds is "
           "not supported; use torch's own embedding for what is differentiated twice");
-    std::int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
-    auto record = from_capsule(ctx->saved_data["record"]);
+    auto use = kept_use<EmbeddingUse>(ctx);
+    auto record = use.record.lock();
     if (!record || record->wants_tensor())
-      return at::embedding_dense_backward(dY, index, ctx->saved_data["rows"].toInt(), padding_idx, false);
+      return at::embedding_dense_backward(dY, index, use.rows, use.padding_idx, false);
     record->record_rows(index.detach().reshape({index.numel()}), dY.detach().reshape({index.numel(), dY.size(-1)}),
-                        padding_idx);
+                        use.padding_idx);
     return {};
   }
 };

@@ -18,11 +18,20 @@ namespace {
 using torch::autograd::AutogradContext;
 using OptionalTensor = std::optional<at::Tensor>;
 
+struct LinearUse {
+  std::weak_ptr<Record> record;
+  bool users_own_x, has_bias, transposed;
+};
+
 at::Tensor as_tokens(const at::Tensor& t) {
+  if (t.dim() == 2 && t.is_contiguous()) return t;
   std::int64_t tokens = 1;
   for (std::int64_t d = 0; d < t.dim() - 1; ++d) tokens *= t.size(d);
   return t.reshape({tokens, t.size(-1)}).contiguous();
 }
+
+// t.detach(), which shares the version counter too, past the dispatcher.
+at::Tensor without_history(const at::Tensor& t) { return at::Tensor(t.tensor_data()); }
 
 // y = x Wᵀ + b, or with `transposed` y = x W + b for a weight of (in, out).
 struct Linear : torch::autograd::Function<Linear> {
@@ -30,10 +39,7 @@ struct Linear : torch::autograd::Function<Linear> {
                             const OptionalTensor& bias, const std::shared_ptr<Record>& record, bool transposed) {
     // The weight is for dX only: where that is not wanted, it may change before backward.
     ctx->save_for_backward({x, x.requires_grad() ? weight : at::Tensor()});
-    ctx->saved_data["record"] = to_capsule(record);
-    ctx->saved_data["users_own_x"] = x.is_leaf();
-    ctx->saved_data["has_bias"] = bias.has_value();
-    ctx->saved_data["transposed"] = transposed;
+    keep_use<LinearUse>(ctx, {record, x.is_leaf(), bias.has_value(), transposed});
     // Autocast has its say in apply() below; its cache must not see a cast made without grad mode.
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -45,27 +51,32 @@ struct Linear : torch::autograd::Function<Linear> {
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    bool transposed = ctx->saved_data["transposed"].toBool();
+    auto use = kept_use<LinearUse>(ctx);
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
-    if (ctx->needs_input_grad(0)) {
-      at::Tensor W = weight.to(dY.scalar_type());
-      dX = dY.mm(transposed ? W.t() : W).view(x.sizes());
-    }
-    if (ctx->needs_input_grad(1)) dW = weight_gradient(ctx, dY, as_tokens(x), transposed);
+    if (ctx->needs_input_grad(0)) dX = input_gradient(use, dY, weight, x.sizes());
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, dY, x);
     // The edges are those of tensor inputs: a bias that is there is the third.
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) db = dY.sum(0);
+    if (use.has_bias && ctx->needs_input_grad(2)) db = dY.sum(0);
     return {dX, dW, db, at::Tensor(), at::Tensor()};
   }
 
+  static at::Tensor input_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& weight,
+                                   at::IntArrayRef sizes) {
+    at::Tensor W = weight.to(dY.scalar_type());
+    at::Tensor dX = dY.mm(use.transposed ? W.t() : W);
+    return sizes.size() == 2 ? dX : dX.view(sizes);
+  }
+
   // Recorded, and then undefined; a tensor where somebody asks for one.
-  static at::Tensor weight_gradient(AutogradContext* ctx, const at::Tensor& dY, const at::Tensor& X, bool transposed) {
+  static at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& x) {
     check(!at::GradMode::is_enabled(),
           "linear.backward: create_graph through a weight that an optimizer holds is not "
           "supported; use torch's own linear for what is differentiated twice");
-    auto record = from_capsule(ctx->saved_data["record"]);
-    if (!record || record->wants_tensor()) return transposed ? X.t().mm(dY) : dY.t().mm(X);
-    Record::Factor left{dY.detach()}, right{X.detach(), ctx->saved_data["users_own_x"].toBool()};
-    if (transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
+    at::Tensor X = as_tokens(x);
+    auto record = use.record.lock();
+    if (!record || record->wants_tensor()) return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
+    Record::Factor left{without_history(dY)}, right{without_history(X), use.users_own_x};
+    if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
     record->record_outer(left, right);
     return {};
   }

@@ -1,5 +1,6 @@
 #include "forge/torch/record.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mul.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -142,6 +143,7 @@ at::Tensor Record::keepable(const Factor& factor) const {
   bool waits = !in_backward() && settings_.collapse != Collapse::always;
   if (!factor.users_own || !waits) return factor.tensor;
   ScopedPurpose purpose(Purpose::held_copy);
+  at::AutoDispatchBelowADInplaceOrView no_history;
   return factor.tensor.clone(at::MemoryFormat::Contiguous);
 }
 

@@ -1,4 +1,5 @@
 // forge_optim._C: the library's door for Python. Nothing is decided here.
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
@@ -19,14 +20,32 @@ namespace py = pybind11;
 namespace forge::python {
 namespace {
 
-// Handles are objects of the Python class FactoredGrad, which have their Gradient as `_gradient`.
+// What FactoredGrad.__new__ does, here because backward makes one for each weight: an object of that class of the
+// shape, dtype and device of `like`, without memory, which has its Gradient as `_gradient`.
+py::object make_handle(py::handle type, const std::shared_ptr<Gradient>& G, const at::Tensor& like) {
+  c10::Storage none(c10::Storage::use_byte_size_t{}, like.nbytes(), at::DataPtr(nullptr, like.device()),
+                    c10::GetAllocator(c10::kMeta), /*resizable=*/true);
+  // C++ that goes past the dispatcher, as some collectives do, gets an error and not address 0.
+  none.unsafeGetStorageImpl()->set_throw_on_mutable_data_ptr();
+  auto keys = c10::DispatchKeySet(like.options().computeDispatchKey());
+  auto handle = at::detail::make_tensor<c10::TensorImpl>(std::move(none), keys, like.dtype());
+  handle.unsafeGetTensorImpl()->set_sizes_contiguous(like.sizes());
+  handle.unsafeGetTensorImpl()->set_python_dispatch(true);
+  auto object =
+      py::reinterpret_steal<py::object>(THPVariable_Wrap(handle, reinterpret_cast<PyTypeObject*>(type.ptr())));
+  if (!object) throw py::error_already_set();
+  object.attr("_gradient") = G;
+  return object;
+}
+
+// Handles are objects of the Python class FactoredGrad.
 class PythonHandles final : public GradientHandles {
  public:
   explicit PythonHandles(py::object type) : type_(std::move(type)) {}
 
   at::Tensor make(const std::shared_ptr<Gradient>& G, const at::Tensor& parameter) override {
     py::gil_scoped_acquire lock;
-    return type_(G, parameter).cast<at::Tensor>();
+    return make_handle(type_, G, parameter).cast<at::Tensor>();
   }
   std::shared_ptr<Gradient> find(const at::Tensor& tensor) override {
     py::gil_scoped_acquire lock;
@@ -204,6 +223,7 @@ PYBIND11_MODULE(_C, m) {
   });
   // Never destroyed: gradients may be asked for until the process ends.
   m.def("install", [](py::object handle_type) { forge::install(new PythonHandles(std::move(handle_type))); });
+  m.def("make_handle", &make_handle);
   define_gradient(m);
   define_optimizer(m);
   define_recorder(m);

@@ -32,11 +32,7 @@ class FactoredGrad(torch.Tensor):
 
     @staticmethod
     def __new__(cls, gradient: _C.Gradient, like: torch.Tensor) -> FactoredGrad:
-        self = torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
-        self._gradient = gradient
-        # C++ that goes past the dispatcher, as some collectives do, gets an error and not address 0.
-        torch._C._set_throw_on_mutable_data_ptr(self)
-        return self
+        return _C.make_handle(cls, gradient, like)
 
     def __init__(self, gradient: _C.Gradient, like: torch.Tensor) -> None:
         pass
