@@ -7,15 +7,12 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "forge/base/error.h"
 #include "forge/kernels/materialize.h"
-#include "forge/kernels/norm.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/executor.h"
-#include "forge/torch/gram.h"
 
 namespace forge {
 namespace {
@@ -35,9 +32,14 @@ Gradient::Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger)
 }
 
 Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<Ledger> ledger)
-    : sizes_(sizes.vec()), dtype_(dtype), shape_(matrix_shape(sizes)), ledger_(std::move(ledger)) {}
+    : sizes_(sizes.vec()), dtype_(dtype), shape_(matrix_shape(sizes)), ledger_(std::move(ledger)) {
+  if (ledger_) ledger_->alive.push_back(this);
+}
 
-Gradient::~Gradient() { drop_terms(); }
+Gradient::~Gradient() {
+  drop_terms();
+  if (ledger_) std::erase(ledger_->alive, this);
+}
 
 void Gradient::set_policy(Collapse policy, bool exact) {
   policy_ = policy;
@@ -159,6 +161,7 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
   check_not_spent();
   validate("Gradient", {shape_.out, shape_.in, {&term, 1}});
   terms_.push_back(term);
+  gram_sum_.reset();
   if (exposed_) {
     multiply_out(dense_, 1);
     terms_.pop_back();
@@ -191,6 +194,7 @@ void Gradient::drop_terms() {
   }
   kept_.clear();
   terms_.clear();
+  gram_sum_.reset();
   dense_ = at::Tensor();
   exposed_ = false;
 }
@@ -255,30 +259,17 @@ void Gradient::spend() {
 
 // ---- Questions ----------------------------------------------------------------------------------------------------
 
-double Gradient::sum_squares(bool exact) const {
-  Expression G = expression();
-  GramCache own;
-  if (!exact)
-    if (auto sum = gram_sum_squares(G, ledger_ ? ledger_->gram : own)) return *sum;
-  return forge::sum_squares(G, torch_context(G));
-}
-
-bool Gradient::finite() const {
-  Expression G = expression();
-  // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
-  if (auto bound = partial_sum_bound(G); bound && *bound < std::numeric_limits<float>::max() / 2) return true;
-  return std::isfinite(forge::sum_squares(G, torch_context(G)));
-}
-
 std::int64_t Gradient::held_bytes() const { return held_.bytes().now(); }
 
 std::int64_t Gradient::dense_bytes() const {
   return shape_.out * shape_.in * static_cast<std::int64_t>(c10::elementSize(dtype_));
 }
 
+bool Gradient::is_unchanged(const Kept& kept) const { return exposed_ || version_of(kept.tensor) == kept.version; }
+
 void Gradient::check_unchanged() const {
   for (const Kept& kept : kept_)
-    check(exposed_ || version_of(kept.tensor) == kept.version, "Gradient: a tensor of shape ", kept.tensor.sizes(),
+    check(is_unchanged(kept), "Gradient: a tensor of shape ", kept.tensor.sizes(),
           " that the gradient refers to was changed in place after backward; clone it before it is changed, or call "
           "step() first");
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,7 +56,8 @@ class Gradient {
   std::span<const Term> terms() const { return terms_; }
 
   // ‖G‖². exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
-  // near-cancelling.
+  // near-cancelling. The second time it is asked in a row, of gradients with one ledger, it is found for all of them at
+  // once: a norm over all weights asks each in turn, and one product alone leaves threads idle.
   double sum_squares(bool exact) const;
   // Every element of G is a number and not infinite.
   bool finite() const;
@@ -99,8 +101,11 @@ class Gradient {
   void replace_by(at::Tensor D, const std::string& reason);
   void multiply_out(const at::Tensor& D, float scale) const;
   at::Tensor new_dense(at::ScalarType dtype) const;
+  bool is_unchanged(const Kept& kept) const;
   void check_unchanged() const;
   void check_not_spent() const;
+  bool awaits_gram_sum() const;
+  void find_gram_sums() const;
 
   std::vector<std::int64_t> sizes_;
   at::ScalarType dtype_;
@@ -109,6 +114,8 @@ class Gradient {
   std::vector<Term> terms_;
   at::Tensor dense_;  // where defined: the first term, made by collapse
   HeldBytes held_;
+  // Σ of squares of these terms, without the scale; within, none where only the chain can tell.
+  mutable std::optional<std::optional<double>> gram_sum_;
   std::shared_ptr<Ledger> ledger_;
   float scale_ = 1;
   Collapse policy_ = Collapse::automatic;

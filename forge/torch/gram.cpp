@@ -1,6 +1,5 @@
 #include "forge/torch/gram.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
@@ -17,8 +16,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "forge/torch/allocation.h"
+#include "forge/torch/executor.h"
 #include "forge/torch/matrix_view.h"
 
 namespace forge {
@@ -61,9 +62,13 @@ class SymmetricProducts {
   // M Mᵀ, there after run().
   at::Tensor add(at::Tensor M) {
     at::Tensor product = at::empty({M.size(0), M.size(0)}, at::kFloat);
+    bytes_ += static_cast<std::int64_t>(M.nbytes() + product.nbytes());
     products_.push_back({std::move(M), product});
     return product;
   }
+
+  // Of the products and of all M, which may be copies.
+  std::int64_t bytes() const { return bytes_; }
 
   void run() const {
     struct Block {
@@ -74,7 +79,7 @@ class SymmetricProducts {
     for (const Product& p : products_) {
       // Equal parts of the triangle, of some 32 rows: fewer waste less of a product's speed, more waste less of the
       // triangle below.
-      std::int64_t n = p.M.size(0), parts = std::max<std::int64_t>({1, at::get_num_threads(), n / 32});
+      std::int64_t n = p.M.size(0), parts = std::max<std::int64_t>(1, n / 32);
       auto row = [&](std::int64_t i) {
         double rest = 1 - static_cast<double>(i) / static_cast<double>(parts);
         return static_cast<std::int64_t>(static_cast<double>(n) * (1 - std::sqrt(rest)));
@@ -82,13 +87,12 @@ class SymmetricProducts {
       for (std::int64_t i = 0; i < parts; ++i)
         if (row(i) < row(i + 1)) blocks.push_back({&p, row(i), row(i + 1)});
     }
-    at::parallel_for(0, static_cast<std::int64_t>(blocks.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    AtExecutor executor;
+    parallel_tasks(executor, static_cast<std::int64_t>(blocks.size()), [&](std::int64_t i, int) {
       at::NoGradGuard no_grad;
-      for (std::int64_t i = begin; i < end; ++i) {
-        const auto& [p, first, last] = blocks[static_cast<std::size_t>(i)];
-        at::Tensor to = p->product.slice(0, first, last).slice(1, first);
-        at::mm_out(to, p->M.slice(0, first, last), p->M.slice(0, first).t());
-      }
+      const auto& [p, first, last] = blocks[static_cast<std::size_t>(i)];
+      at::Tensor to = p->product.slice(0, first, last).slice(1, first);
+      at::mm_out(to, p->M.slice(0, first, last), p->M.slice(0, first).t());
     });
   }
 
@@ -97,6 +101,7 @@ class SymmetricProducts {
     at::Tensor M, product;
   };
   std::vector<Product> products_;
+  std::int64_t bytes_ = 0;
 };
 
 // L of all Outer terms, and the rows and scales of all Rows terms.
@@ -161,47 +166,116 @@ Sums row_sums(const float* a, const float* b, std::int64_t n) {
   return {std::accumulate(sum, sum + kLanes, 0.0), std::accumulate(absolute, absolute + kLanes, 0.0)};
 }
 
-// Σ a∘b and Σ |a∘b| of symmetric matrices, from their upper triangles, in fp64 and row by row: the order does not
-// depend on the threads.
-Sums product_sums(const at::Tensor& a, const at::Tensor& b) {
-  std::int64_t n = a.size(0);
-  const float *pa = a.const_data_ptr<float>(), *pb = b.const_data_ptr<float>();
-  std::vector<Sums> diagonal(static_cast<std::size_t>(n)), right(static_cast<std::size_t>(n));
-  constexpr std::int64_t kWorthAThread = 1 << 16;  // products: some 30 µs
-  at::parallel_for(0, n, kWorthAThread / (n + 1) + 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      std::int64_t at = i * n + i;
-      diagonal[static_cast<std::size_t>(i)] = row_sums(pa + at, pb + at, 1);
-      right[static_cast<std::size_t>(i)] = row_sums(pa + at + 1, pb + at + 1, n - i - 1);
-    }
-  });
+struct Pair {  // of symmetric matrices
+  at::Tensor a, b;
+};
+
+// Rows [begin, end) of the upper triangles.
+Sums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end) {
+  std::int64_t n = pair.a.size(0);
+  const float *a = pair.a.const_data_ptr<float>(), *b = pair.b.const_data_ptr<float>();
   Sums total;
-  for (std::size_t i = 0; i < diagonal.size(); ++i) {
-    total.sum += diagonal[i].sum + 2 * right[i].sum;
-    total.absolute += diagonal[i].absolute + 2 * right[i].absolute;
+  for (std::int64_t i = begin; i < end; ++i) {
+    std::int64_t at = i * n + i;
+    Sums diagonal = row_sums(a + at, b + at, 1), right = row_sums(a + at + 1, b + at + 1, n - i - 1);
+    total.sum += diagonal.sum + 2 * right.sum;
+    total.absolute += diagonal.absolute + 2 * right.absolute;
   }
   return total;
 }
+
+// Σ a∘b and Σ |a∘b| of each pair, in fp64 and in an order that does not depend on the threads.
+std::vector<Sums> product_sums(std::span<const Pair> pairs) {
+  constexpr std::int64_t kRows = 128;  // of a task
+  struct Part {
+    std::size_t pair;
+    std::int64_t begin;
+    Sums sums;
+  };
+  std::vector<Part> parts;
+  for (std::size_t i = 0; i < pairs.size(); ++i)
+    for (std::int64_t row = 0; row < pairs[i].a.size(0); row += kRows) parts.push_back({i, row, {}});
+  AtExecutor executor;
+  parallel_tasks(executor, static_cast<std::int64_t>(parts.size()), [&](std::int64_t i, int) {
+    Part& part = parts[static_cast<std::size_t>(i)];
+    const Pair& pair = pairs[part.pair];
+    part.sums = triangle_sums(pair, part.begin, std::min(part.begin + kRows, pair.a.size(0)));
+  });
+  std::vector<Sums> totals(pairs.size());
+  for (const Part& part : parts) {
+    totals[part.pair].sum += part.sums.sum;
+    totals[part.pair].absolute += part.sums.absolute;
+  }
+  return totals;
+}
+
+bool pays(const Expression& G) {
+  return !G.terms.empty() && !has_dense(G) && tokens_of(G) * (G.in + G.out) < G.in * G.out;
+}
+
+// The gradients whose products are computed together.
+class Batch {
+ public:
+  void add(std::size_t index, const Expression& G, GramCache& cache) {
+    Left left(G);
+    at::Tensor dY_dYt = left.dY.defined() ? products_.add(left.dY) : at::Tensor();
+    cache = right_gram(G, cache, products_);
+    members_.push_back({index, G.scale, std::move(left), dY_dYt, cache.RRt});
+  }
+
+  std::int64_t bytes() const { return products_.bytes(); }
+
+  // Fills in the sums of its members.
+  void run(std::span<std::optional<double>> sums) const {
+    products_.run();
+    std::vector<Pair> pairs;
+    for (const Member& m : members_) pairs.push_back({m.left.gram(m.dY_dYt), m.RRt});
+    std::vector<Sums> found = product_sums(pairs);
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      const Sums& s = found[i];
+      double scale = members_[i].scale;
+      constexpr double kEps = 0x1p-24;
+      bool cancels = !std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum;
+      if (!cancels) sums[members_[i].index] = s.sum * scale * scale;
+    }
+  }
+
+ private:
+  struct Member {
+    std::size_t index;
+    double scale;
+    Left left;
+    at::Tensor dY_dYt, RRt;
+  };
+  SymmetricProducts products_;
+  std::vector<Member> members_;
+};
 
 at::Tensor row_norms(const ConstMatrix& m) { return at::linalg_vector_norm(widened(m, 1), 2, {1}); }
 
 }  // namespace
 
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
-  if (G.terms.empty() || has_dense(G) || tokens_of(G) * (G.in + G.out) >= G.in * G.out) return std::nullopt;
+  return gram_sums_of_squares({&G, 1}, cache)[0];
+}
+
+std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
-  Left left(G);
-  SymmetricProducts products;
-  at::Tensor dY_dYt = left.dY.defined() ? products.add(left.dY) : at::Tensor();
-  GramCache right = right_gram(G, cache, products);
-  products.run();
-  cache = std::move(right);
-  Sums s = product_sums(left.gram(dY_dYt), cache.RRt);
-  constexpr double kEps = 0x1p-24;
-  if (!std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum) return std::nullopt;
-  return s.sum * G.scale * G.scale;
+  constexpr std::int64_t kBatchBytes = 16 << 20;  // as much as a kernel's packed X
+  std::vector<std::optional<double>> sums(gradients.size());
+  GramCache promised = cache;  // kept once it is there
+  Batch batch;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    if (pays(gradients[i])) batch.add(i, gradients[i], promised);
+    if (batch.bytes() >= kBatchBytes || i + 1 == gradients.size()) {
+      batch.run(sums);
+      batch = {};
+    }
+  }
+  cache = std::move(promised);
+  return sums;
 }
 
 std::optional<double> partial_sum_bound(const Expression& G) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "forge/gradient/terms.h"
@@ -20,6 +21,9 @@ struct GramCache {
 // None where a term is Dense, where the chain is cheaper (T ≥ in·out / (in + out)), or where the sum cancels so far
 // that its rounding shows (more than 1e-6 of it) or is not finite: then the chain must tell.
 std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache);
+
+// The same for each of these, as one parallel job: most products are too small to share among threads.
+std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache);
 
 // What no element of G, nor any partial sum of its chain, exceeds in magnitude, by Cauchy and Schwarz:
 // Σ |dY[t]|·|X[t]| over the tokens. T (in + out) operations. None where a term is Dense; NaN where a factor is.

@@ -7,10 +7,13 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "forge/torch/gram.h"
 
 namespace forge {
+
+class Gradient;
 
 // A number of bytes and its highest value.
 class Bytes {
@@ -54,6 +57,7 @@ struct Ledger {
   Bytes gradients;                                // all three together, for their highest value at one moment
   std::map<std::string, std::int64_t> collapses;  // how often terms were multiplied out, by reason
   GramCache gram;                                 // of the last norm; valid until some gradient changes
+  std::vector<const Gradient*> alive;             // all of them, in the order in which they were made
 
   void add_dense(bool is_matrix, std::int64_t bytes) {
     (is_matrix ? dense_matrices : dense_vectors).add(bytes);

@@ -1,0 +1,45 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "forge/kernels/norm.h"
+#include "forge/torch/executor.h"
+#include "forge/torch/gradient.h"
+#include "forge/torch/gram.h"
+
+namespace forge {
+
+double Gradient::sum_squares(bool exact) const {
+  Expression G = expression();
+  if (!exact && !gram_sum_) find_gram_sums();
+  if (!exact && *gram_sum_) return **gram_sum_ * G.scale * G.scale;
+  return forge::sum_squares(G, torch_context(G));
+}
+
+bool Gradient::awaits_gram_sum() const {
+  auto unchanged = [&](const Kept& kept) { return is_unchanged(kept); };
+  return !gram_sum_ && !exact_ && !spent_ && std::ranges::all_of(kept_, unchanged);
+}
+
+void Gradient::find_gram_sums() const {
+  GramCache own;
+  GramCache& cache = ledger_ ? ledger_->gram : own;
+  std::vector<const Gradient*> all{this};
+  if (ledger_ && cache.RRt.defined()) {  // a norm has been asked for, and no gradient has changed since
+    all = ledger_->alive;
+    std::erase_if(all, [&](const Gradient* other) { return other != this && !other->awaits_gram_sum(); });
+  }
+  std::vector<Expression> unscaled;
+  for (const Gradient* G : all) unscaled.push_back({G->shape_.out, G->shape_.in, G->terms_});
+  auto sums = gram_sums_of_squares(unscaled, cache);
+  for (std::size_t i = 0; i < all.size(); ++i) all[i]->gram_sum_ = sums[i];
+}
+
+bool Gradient::finite() const {
+  Expression G = expression();
+  // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
+  if (auto bound = partial_sum_bound(G); bound && *bound < std::numeric_limits<float>::max() / 2) return true;
+  return std::isfinite(forge::sum_squares(G, torch_context(G)));
+}
+
+}  // namespace forge
