@@ -21,7 +21,10 @@ TEST(DType, KnowsSizesAndNames) {
   for (DType dtype : {DType::f32, DType::bf16, DType::f16})
     EXPECT_EQ(with_dtype(dtype, []<class T>(Tag<T>) { return sizeof(T); }), size_of(dtype));
   EXPECT_TRUE(is_known(DType::f16));
-  EXPECT_FALSE(is_known(DType{3}));
+  EXPECT_TRUE(is_known(DType::f8));
+  EXPECT_FALSE(is_known(DType{7}));
+  EXPECT_TRUE(is_number(DType::f16));
+  EXPECT_FALSE(is_number(DType::i8));
 }
 
 TEST(DType, RefusesOneItDoesNotKnow) {

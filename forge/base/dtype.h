@@ -8,9 +8,9 @@
 
 namespace forge {
 
-// Element types of matrices that kernels read or write. What weights and moments may be stored as is FormatList's to
-// say (formats/list.h); an operand may be of any.
-enum class DType : std::uint8_t { f32, bf16, f16 };
+// Element types of matrices that kernels read or write. The first three are numbers, which an operand may be of; the
+// others are the parts that a format stores numbers in (formats/).
+enum class DType : std::uint8_t { f32, bf16, f16, i16, i8, u8, f8 };
 
 // One bfloat16 number: the upper 16 bits of an fp32.
 struct BFloat16 {
@@ -22,11 +22,13 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-constexpr const char* kDTypeNames[] = {"fp32", "bf16", "fp16"};
+constexpr const char* kDTypeNames[] = {"fp32", "bf16", "fp16", "int16", "int8", "uint8", "fp8"};
+constexpr std::size_t kDTypeSizes[] = {4, 2, 2, 2, 1, 1, 1};
 
 constexpr bool is_known(DType dtype) { return static_cast<std::size_t>(dtype) < std::size(kDTypeNames); }
 constexpr const char* name_of(DType dtype) { return kDTypeNames[static_cast<std::size_t>(dtype)]; }
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+constexpr std::size_t size_of(DType dtype) { return kDTypeSizes[static_cast<std::size_t>(dtype)]; }
+constexpr bool is_number(DType dtype) { return dtype <= DType::f16; }
 
 template <class T>
 struct Tag {
@@ -43,8 +45,9 @@ decltype(auto) with_dtype(DType dtype, F&& f) {
       return f(Tag<BFloat16>{});
     case DType::f16:
       return f(Tag<Float16>{});
+    default:
+      fail("dtype ", static_cast<int>(dtype), " is no type of numbers");
   }
-  fail("dtype ", static_cast<int>(dtype), " is not known");
 }
 
 }  // namespace forge

@@ -1,37 +1,188 @@
 #pragma once
 
 #include <algorithm>
-#include <iterator>
-#include <variant>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <type_traits>
 
-#include "forge/rules/adamw.h"
+#include "forge/base/hash.h"
+#include "forge/rules/adadelta.h"
+#include "forge/rules/adagrad.h"
+#include "forge/rules/adam.h"
+#include "forge/rules/adamax.h"
+#include "forge/rules/adan.h"
+#include "forge/rules/ademamix.h"
+#include "forge/rules/adopt.h"
+#include "forge/rules/asgd.h"
+#include "forge/rules/cautious_adamw.h"
+#include "forge/rules/grams.h"
+#include "forge/rules/lion.h"
+#include "forge/rules/mars.h"
+#include "forge/rules/nadam.h"
+#include "forge/rules/radam.h"
+#include "forge/rules/rmsprop.h"
+#include "forge/rules/rprop.h"
+#include "forge/rules/rule.h"
+#include "forge/rules/schedule_free.h"
 #include "forge/rules/sgd.h"
+#include "forge/rules/signum.h"
+#include "forge/rules/sophia.h"
 
 namespace forge {
 
-// The one list of rules: tables of kernels, names and tests derive from it.
-template <class... Rule>
-struct RuleListOf {
-  static constexpr int kSize = sizeof...(Rule);
-  static constexpr const char* kNames[] = {Rule::kName...};
-  static constexpr int kMoments[] = {Rule::kMoments...};
-  using Step = std::variant<typename Rule::Step...>;
-  // Calls f.template operator()<Rule>() for each rule, in order.
+// What of a rule is known at run time.
+struct RuleInfo {
+  const char* name;
+  std::uint32_t id;  // of the name: rules may come from several shared libraries, so no address tells them apart
+  std::span<const Moment> moments;
+  std::span<const char* const> scalars;
+};
+
+template <class Rule>
+constexpr std::span<const char* const> scalars_of() {
+  if constexpr (requires { Rule::kScalars; })
+    return Rule::kScalars;
+  else
+    return {};
+}
+
+template <class Rule>
+inline constexpr RuleInfo kRuleInfo = {Rule::kName, fnv1a(Rule::kName), Rule::kMoments, scalars_of<Rule>()};
+
+// A rule with the constants of one step.
+class RuleStep {
+ public:
+  template <class Rule>
+  static RuleStep of(const typename Rule::Step& step) {
+    static_assert(std::is_trivially_copyable_v<typename Rule::Step> && sizeof(step) <= sizeof(constants_));
+    RuleStep r;
+    r.rule_ = &kRuleInfo<Rule>;
+    std::memcpy(r.constants_.data(), &step, sizeof(step));
+    return r;
+  }
+  const RuleInfo& rule() const { return *rule_; }
+  const char* name() const { return rule_->name; }
+  int moments() const { return static_cast<int>(rule_->moments.size()); }
+
+  // The rule's Step, as memory.
+  const void* constants() const { return constants_.data(); }
+  // Null where it is another rule's.
+  template <class Rule>
+  const typename Rule::Step* get() const {
+    return rule_->id == kRuleInfo<Rule>.id ? static_cast<const typename Rule::Step*>(constants()) : nullptr;
+  }
+
+ private:
+  RuleStep() = default;
+  const RuleInfo* rule_ = nullptr;
+  alignas(8) std::array<std::byte, 64> constants_{};
+};
+
+template <class Rule>
+Progress next_progress(const typename Rule::Options& options, const Progress& progress) {
+  Progress next = progress;
+  if constexpr (requires { Rule::next(options, progress); }) next = Rule::next(options, progress);
+  next.step = progress.step + 1;
+  return next;
+}
+
+template <class Rule>
+bool fits(const typename Rule::Options& options) {
+  if constexpr (requires { Rule::fits(options); }) return Rule::fits(options);
+  return true;
+}
+
+// An optimizer: options and the rules that they choose from, the first that fits.
+template <class OptionsOf, class... Rule>
+struct Optimizing {
+  using Options = OptionsOf;
+
+  // The rule and constants of the update that `progress` is at.
+  static RuleStep prepare(const Options& options, const Progress& progress) {
+    return visit(options, [&]<class R>() { return RuleStep::of<R>(R::prepare(options, progress)); });
+  }
+  static Progress next(const Options& options, const Progress& progress) {
+    return visit(options, [&]<class R>() { return next_progress<R>(options, progress); });
+  }
   template <class F>
-  static void for_each(F&& f) {
+  static constexpr void for_each_rule(F&& f) {
     (f.template operator()<Rule>(), ...);
+  }
+
+ private:
+  template <class F>
+  static auto visit(const Options& options, F&& f) {
+    return first_that_fits<F, Rule...>(options, f);
+  }
+  template <class F, class R, class... Rest>
+  static auto first_that_fits(const Options& options, F& f) {
+    if constexpr (sizeof...(Rest) > 0)
+      if (!fits<R>(options)) return first_that_fits<F, Rest...>(options, f);
+    return f.template operator()<R>();
   }
 };
 
-using RuleList = RuleListOf<rules::Sgd, rules::SgdMomentum, rules::AdamW>;
+// False where the first update is told by the moments that are not there yet, as torch.optim.SGD has it.
+template <class Options>
+constexpr bool counts_steps() {
+  if constexpr (requires { Options::kCountsSteps; }) return Options::kCountsSteps;
+  return true;
+}
 
-// A rule with the constants of one step. index() is its place in the list.
-using RuleStep = RuleList::Step;
+// The one list of optimizers and rules: tables of kernels, names, flags, bindings and tests derive from it.
+template <class... O>
+struct OptimizerListOf : O... {
+  // Calls f.template operator()<Optimizing<…>>() for each optimizer, in order.
+  template <class F>
+  static constexpr void for_each_optimizer(F&& f) {
+    (f.template operator()<O>(), ...);
+  }
+  // Calls f.template operator()<Rule>() for each rule, in order.
+  template <class F>
+  static constexpr void for_each(F&& f) {
+    (O::for_each_rule(f), ...);
+  }
+};
+
+using RuleList = OptimizerListOf<                                                                   //
+    Optimizing<SgdOptions, rules::Sgd, rules::SgdMomentum>,                                         //
+    Optimizing<AdamOptions, rules::Adam, rules::AdamAmsgrad>,                                       //
+    Optimizing<AdamWOptions, rules::AdamW, rules::AdamWAmsgrad>,                                    //
+    Optimizing<NAdamOptions, rules::NAdam>,                                                         //
+    Optimizing<RAdamOptions, rules::RAdam>,                                                         //
+    Optimizing<AdamaxOptions, rules::Adamax>,                                                       //
+    Optimizing<AdagradOptions, rules::Adagrad>,                                                     //
+    Optimizing<AdadeltaOptions, rules::Adadelta>,                                                   //
+    Optimizing<RMSpropOptions, rules::RMSprop, rules::RMSpropMomentum, rules::RMSpropCentered,      //
+               rules::RMSpropCenteredMomentum>,                                                     //
+    Optimizing<RpropOptions, rules::Rprop>,                                                         //
+    Optimizing<AsgdOptions, rules::Asgd>,                                                           //
+    Optimizing<LionOptions, rules::Lion>,                                                           //
+    Optimizing<SignumOptions, rules::Signum>,                                                       //
+    Optimizing<AdanOptions, rules::Adan>,                                                           //
+    Optimizing<AdEMAMixOptions, rules::AdEMAMix>,                                                   //
+    Optimizing<AdoptOptions, rules::Adopt>,                                                         //
+    Optimizing<ScheduleFreeAdamWOptions, rules::ScheduleFreeAdamW, rules::ScheduleFreeAdamWInner>,  //
+    Optimizing<ScheduleFreeSGDOptions, rules::ScheduleFreeSGD>,                                     //
+    Optimizing<SophiaGOptions, rules::SophiaG, rules::SophiaHessian>,                               //
+    Optimizing<MarsOptions, rules::Mars, rules::MarsAmsgrad>,                                       //
+    Optimizing<GramsOptions, rules::Grams>,                                                         //
+    Optimizing<CautiousAdamWOptions, rules::CautiousAdamW>>;
+
+// The entry of the list that has these options.
+template <class Options, class... Rule>
+Optimizing<Options, Rule...> find_optimizing(const Optimizing<Options, Rule...>*);
+template <class Options>
+using OptimizingOf = decltype(find_optimizing<Options>(static_cast<const RuleList*>(nullptr)));
 
 // The most moments a rule of the list keeps; a kernel's arrays are this long.
-constexpr int kMaxMoments = *std::max_element(std::begin(RuleList::kMoments), std::end(RuleList::kMoments));
-
-inline int moments_of(const RuleStep& step) { return RuleList::kMoments[step.index()]; }
-inline const char* name_of(const RuleStep& step) { return RuleList::kNames[step.index()]; }
+constexpr int kMaxMoments = [] {
+  std::size_t most = 0;
+  RuleList::for_each([&]<class Rule>() { most = std::max(most, Rule::kMoments.size()); });
+  return static_cast<int>(most);
+}();
 
 }  // namespace forge

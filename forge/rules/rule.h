@@ -1,0 +1,98 @@
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "forge/base/error.h"
+#include "forge/base/inline.h"
+#include "forge/base/sign.h"
+
+// The words that a rule is written in. A rule is a struct with
+//
+//   using Options = …;                       what the user sets, with fields() (below)
+//   static constexpr const char* kName;      of this kernel; several rules may share Options
+//   static constexpr std::array kMoments;    what it keeps for each weight, of type Moment, in order
+//   struct Step;                             the constants of one update, all fp32 or bool
+//   static Step prepare(const Options&, const Progress&);     in double on the host, rounded once
+//   template <class V> static void update(V& w, V g, V* moments, const Step&);
+//
+// and, where it needs them, `fits(options)`: these options are this rule's; kScalars, the names of what it remembers
+// beside its moments, with `next(options, progress)`, which brings them to the next update.
+namespace forge {
+
+struct Moment {
+  const char* key;  // its name in a state_dict, as torch.optim or the authors of the rule have it
+  Sign sign = Sign::any;
+};
+
+constexpr int kMaxScalars = 2;
+
+// How far the updates of one weight are.
+struct Progress {
+  std::int64_t step = 1;                      // the number of this update
+  std::array<double, kMaxScalars> scalars{};  // of the rule, as of this update; nothing at step 1
+
+  Progress(std::int64_t s = 1) : step(s) {}  // NOLINT: a step without scalars is a progress
+};
+
+enum class Bounds : std::uint8_t { none, not_negative, positive, below_one, up_to_one, inside_one, above_one };
+
+// One option: its name, its bounds and, where torch.optim has it in a tuple, the tuple's name and the place in it.
+struct Field {
+  const char* name;
+  Bounds bounds = Bounds::none;
+  const char* tuple = nullptr;
+  int place = 0;
+};
+
+// Throws Error, "AdamW: beta1 is 1.5; give a value in [0, 1)", where a number is outside its bounds.
+void check_bounds(const char* who, const Field& field, double value);
+
+// Options have a constant kName, the optimizer's, and
+//   static void fields(auto& options, auto&& f)    which calls f(Field, value) for each, a double, bool or int
+template <class Options>
+void check_options(const Options& options, const Progress& progress) {
+  Options::fields(options, [](const Field& field, const auto& value) {
+    if constexpr (!std::is_same_v<std::remove_cvref_t<decltype(value)>, bool>)
+      check_bounds(Options::kName, field, value);
+  });
+  check(progress.step >= 1, Options::kName, ": step is ", progress.step, "; the first update is step 1");
+}
+
+// 1 − βᵗ: what an average of t terms with weights (1 − β) βⁱ falls short of.
+inline double bias_correction(double beta, std::int64_t t) { return 1 - std::pow(beta, static_cast<double>(t)); }
+
+// m ← m + (1 − β)(g − m) in one rounding less, from the nearer end, as torch.lerp does: from g where β ≤ 1/2.
+struct Lerp {
+  float weight;
+  bool from_end;
+  Lerp() = default;
+  // towards: how far to go from start to end, in [0, 1].
+  explicit Lerp(double towards)
+      : weight(static_cast<float>(towards < 0.5 ? towards : towards - 1)), from_end(towards >= 0.5) {}
+};
+
+template <class V>
+FORGE_INLINE V lerp(V start, V end, const Lerp& l) {
+  return fma(V(l.weight), end - start, l.from_end ? end : start);
+}
+
+// −1, 0 or 1; 0 of a NaN, as torch.sign has it.
+template <class V>
+FORGE_INLINE V sign_of(V x) {
+  return select(x > V(0.f), V(1.f), select(x < V(0.f), V(-1.f), V(0.f)));
+}
+
+// Weight decay of either kind, without a branch: g ← g + l2 · w before the step, or w ← keep · w with it.
+struct Decay {
+  float l2, keep;
+  Decay() = default;
+  Decay(double lr, double weight_decay, bool decoupled)
+      : l2(static_cast<float>(decoupled ? 0 : weight_decay)),
+        keep(static_cast<float>(decoupled ? 1 - lr * weight_decay : 1)) {}
+};
+
+}  // namespace forge
