@@ -47,8 +47,9 @@ void run(benchmark::State& state, Body body) {
 
 void update(benchmark::State& state) {
   run(state, [step = 0](Weight& w) mutable {
-    forge::Matrix moments[] = {w.matrix(1), w.matrix(2)};
-    forge::update(w.matrix(0), moments, w.G, forge::rules::AdamW::prepare({}, ++step), w.context());
+    forge::Stored moments[] = {w.matrix(1), w.matrix(2)};
+    forge::update(w.matrix(0), moments, w.G, forge::OptimizingOf<forge::AdamWOptions>::prepare({}, ++step),
+                  w.context());
   });
 }
 

@@ -37,11 +37,12 @@ double stream_ms(std::int64_t out, std::int64_t in, forge::DType dtype, forge::E
   auto matrix = [&](int k) { return forge::Matrix{storage[k].get(), dtype, out, in, in}; };
   forge::Expression nothing = {.out = out, .in = in, .terms = {}, .scale = 1};
   std::vector<std::byte> workspace(forge::workspace_bytes(nothing, executor.workers()));
-  forge::Matrix moments[2] = {matrix(1), matrix(2)};
+  forge::Stored moments[2] = {matrix(1), matrix(2)};
   std::vector<double> times;
   for (int i = 0; i < kRepetitions; ++i) {
     auto start = Clock::now();
-    forge::update(matrix(0), moments, nothing, forge::rules::AdamW::prepare({}, i + 1), {executor, workspace});
+    forge::update(matrix(0), moments, nothing, forge::OptimizingOf<forge::AdamWOptions>::prepare({}, i + 1),
+                  {executor, workspace});
     times.push_back(milliseconds_since(start));
   }
   return median(times);

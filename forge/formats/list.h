@@ -3,29 +3,36 @@
 #include <string>
 
 #include "forge/formats/bf16.h"
+#include "forge/formats/bf16_split.h"
+#include "forge/formats/format.h"
 #include "forge/formats/fp32.h"
+#include "forge/formats/fp8.h"
+#include "forge/formats/int8.h"
 
 namespace forge {
 
-// The one list of storage formats: tables of kernels, names and tests derive from it.
-template <class... Format>
-struct FormatListOf {
-  static constexpr int kSize = sizeof...(Format);
-  static constexpr DType kDTypes[] = {Format::kDType...};
-  static constexpr bool has(DType dtype) { return ((Format::kDType == dtype) || ...); }
-  // "fp32 or bf16", for sentences.
-  static std::string names() {
-    std::string all;
-    ((all += (all.empty() ? "" : " or ") + std::string(Format::kName)), ...);
-    return all;
+// The one place where a format becomes its arithmetic: calls f.template operator()<F>(), F with decode and encode.
+template <class F>
+FORGE_INLINE void with_format(Format format, Sign sign, F&& f) {
+  bool any = sign == Sign::any;
+  switch (format) {
+    case Format::fp32:
+      return f.template operator()<formats::Fp32>();
+    case Format::bf16:
+      return f.template operator()<formats::Bf16>();
+    case Format::bf16_stochastic:
+      return f.template operator()<formats::Bf16Stochastic>();
+    case Format::bf16_plus16:
+      return f.template operator()<formats::Bf16Plus16>();
+    case Format::bf16_plus8:
+      return f.template operator()<formats::Bf16Plus8>();
+    case Format::int8:
+      return any ? f.template operator()<formats::Int8<Sign::any>>()
+                 : f.template operator()<formats::Int8<Sign::not_negative>>();
+    case Format::fp8:
+      return any ? f.template operator()<formats::Fp8<Sign::any>>()
+                 : f.template operator()<formats::Fp8<Sign::not_negative>>();
   }
-  // Calls f.template operator()<Format>() for each format, in order.
-  template <class F>
-  static void for_each(F&& f) {
-    (f.template operator()<Format>(), ...);
-  }
-};
-
-using FormatList = FormatListOf<formats::Fp32, formats::Bf16>;
+}
 
 }  // namespace forge

@@ -3,13 +3,18 @@
 namespace forge {
 namespace {
 
+void check_operand(const char* who, const char* what, const ConstMatrix& m, std::int64_t rows, std::int64_t cols) {
+  check_matrix(who, what, m, rows, cols);
+  check(is_number(m.dtype), who, ": ", what, " is ", name_of(m.dtype), ", expected fp32, bf16 or fp16");
+}
+
 void check_term(const char* who, const Expression& e, const Outer& t) {
-  check_matrix(who, "dY", t.dY, t.X.rows, e.out);
-  check_matrix(who, "X", t.X, t.dY.rows, e.in);
+  check_operand(who, "dY", t.dY, t.X.rows, e.out);
+  check_operand(who, "X", t.X, t.dY.rows, e.in);
 }
 
 void check_term(const char* who, const Expression& e, const Rows& t) {
-  check_matrix(who, "Rows values", t.values, t.values.rows, e.in);
+  check_operand(who, "Rows values", t.values, t.values.rows, e.in);
   check(t.index != nullptr || t.values.rows == 0, who, ": Rows has ", t.values.rows, " values and no index");
   for (std::int64_t i = 0; i < t.values.rows; ++i)
     check(t.index[i] >= 0 && t.index[i] < e.out, who, ": Rows index ", t.index[i], " at token ", i,
@@ -17,7 +22,7 @@ void check_term(const char* who, const Expression& e, const Rows& t) {
 }
 
 void check_term(const char* who, const Expression& e, const Dense& t) {
-  check_matrix(who, "Dense term", t.D, e.out, e.in);
+  check_operand(who, "Dense term", t.D, e.out, e.in);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "forge/formats/list.h"
 #include "forge/kernels/target.h"
 
 namespace forge {
@@ -15,14 +14,6 @@ inline void check_context(const char* who, const Expression& G, const Context& c
   std::size_t needed = workspace_bytes(G, context.executor.workers(), context.target);
   check(context.workspace.size() >= needed, who, ": the workspace has ", context.workspace.size(), " bytes, ", needed,
         " are needed (workspace_bytes)");
-}
-
-// W, a moment or D: a matrix that is written, so of a dtype that there is a format for.
-inline void check_stored(const char* who, const char* what, const Matrix& m, std::int64_t rows, std::int64_t cols) {
-  check_matrix(who, what, m, rows, cols);
-  if (!FormatList::has(m.dtype))
-    fail(who, ": ", what, " is ", name_of(m.dtype), ", which only the gradient's operands may be; store it as ",
-         FormatList::names());
 }
 
 }  // namespace forge

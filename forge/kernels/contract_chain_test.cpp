@@ -28,13 +28,13 @@ void expect_defined(Shape shape, const GradientSpec& spec, const Expression& G, 
   std::vector<float> defined = defined_gradient(G);
   Buffer rounded =
       Buffer(shape.out, shape.in, DType::bf16, 5).fill([i = 0u, &defined]() mutable { return defined[i++]; });
-  DType weight = random.below(2) ? DType::f32 : DType::bf16, state = random.below(2) ? DType::f32 : DType::bf16;
+  Storage storage = storages()[static_cast<std::size_t>(random.below(std::ssize(storages())))];
   const RuleCase& rule = rule_cases()[static_cast<std::size_t>(random.below(std::ssize(rule_cases())))];
   RuleStep step = rule.prepare(2);
-  Weight start(shape, weight, state, moments_of(step), [&] { return random.uniform(-1, 1); });
+  Weight start(shape, storage, step.rule(), [&] { return random.uniform(-1, 1); });
   Weight expected = start;
   apply(expected, defined, step);
-  SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", " << rule.name);
+  SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", " << rule.name << ", " << storage);
   everywhere([&](const Place& place) {
     Buffer D = run_materialize(place, G);
     EXPECT_TRUE(D.canaries_live());
@@ -95,32 +95,62 @@ TEST(ContractChain, RowAndColumnShardsAreSlicesOfTheWhole) {
   }
 }
 
+// Columns [col, col + cols) of a stored matrix; `col` a multiple of its blocks.
+Stored columns(Stored m, std::int64_t col, std::int64_t cols) {
+  auto part = [](Matrix part, std::int64_t from, std::int64_t n) {
+    return Matrix{part.at(0, from), part.dtype, part.rows, n, part.stride};
+  };
+  std::int64_t per_rest = info_of(m.format).columns_of_rest;
+  m.noise.in = m.values.cols;
+  m.noise.col = col;
+  m.values = part(m.values, col, cols);
+  if (m.rest.data) m.rest = part(m.rest, col / per_rest, ceil_div(cols, per_rest));
+  return m;
+}
+
+// Rows [row, row + rows).
+Stored rows_of(Stored m, std::int64_t row, std::int64_t rows) {
+  auto part = [&](Matrix part) { return Matrix{part.row(row), part.dtype, rows, part.cols, part.stride}; };
+  m.noise.row = row;
+  m.values = part(m.values);
+  if (m.rest.data) m.rest = part(m.rest);
+  return m;
+}
+
+// Contracts 2 and 5 (noise_depends_on_the_element_only): a shard has the bits of the whole, its noise too.
 TEST(ContractChain, AShardOfWIsUpdatedInItsPlace) {
   Random random(24);
-  constexpr Shape kShape = {20, 90};
-  constexpr std::int64_t kCut = 41;
+  constexpr Shape kShape = {20, 91};
   Gradient gradient(kShape, {"", {{TermSpec::outer, 9}, {TermSpec::dense}}, 0.5f}, random);
   Expression G = gradient.expression();
   RuleStep step = rule_cases().back().prepare(2);
-  Weight start(kShape, DType::bf16, DType::f32, moments_of(step), [&] { return random.uniform(-1, 1); });
-  everywhere([&](const Place& place) {
-    Weight whole = start, halves = start;
-    run_update(place, whole, G, step);
-    for (auto [col, cols] : {std::pair{std::int64_t{0}, kCut}, std::pair{kCut, kShape.in - kCut}}) {
-      auto view = [col = col, cols = cols](Matrix m) {
-        return Matrix{static_cast<char*>(m.data) + static_cast<std::size_t>(col) * size_of(m.dtype), m.dtype, m.rows,
-                      cols, m.stride};
+  for (const Storage& storage : storages()) {
+    SCOPED_TRACE(::testing::Message() << storage);
+    bool blocks = info_of(storage.state).columns_of_rest > 1;
+    std::int64_t cut = blocks ? kBlockColumns : 41;
+    Weight start(kShape, storage, step.rule(), [&] { return random.uniform(-1, 1); });
+    everywhere([&](const Place& place) {
+      Weight whole = start, by_columns = start, by_rows = start;
+      run_update(place, whole, G, step);
+      auto update_shard = [&](Weight& weight, std::int64_t row, std::int64_t rows, std::int64_t col,
+                              std::int64_t cols) {
+        std::vector<std::vector<std::int64_t>> index;
+        std::vector<Buffer> gathered;
+        std::vector<Term> terms = shard_terms(G, row, rows, col, cols, index, gathered);
+        auto shard = [&](const Stored& m) { return rows_of(columns(m, col, cols), row, rows); };
+        std::vector<Stored> S;
+        for (const Stored& s : weight.moments()) S.push_back(shard(s));
+        Expression part = {rows, cols, terms, G.scale};
+        in_context(place, part, [&](const Context& c) { update(shard(weight.W.view()), S, part, step, c); });
       };
-      std::vector<std::vector<std::int64_t>> index;
-      std::vector<Buffer> gathered;
-      std::vector<Term> terms = shard_terms(G, 0, kShape.out, col, cols, index, gathered);
-      std::vector<Matrix> S;
-      for (Matrix s : halves.moments()) S.push_back(view(s));
-      Expression part = {kShape.out, cols, terms, G.scale};
-      in_context(place, part, [&](const Context& c) { update(view(halves.W.view()), S, part, step, c); });
-    }
-    EXPECT_TRUE(same_bits(whole, halves));
-  });
+      update_shard(by_columns, 0, kShape.out, 0, cut);
+      update_shard(by_columns, 0, kShape.out, cut, kShape.in - cut);
+      update_shard(by_rows, 0, 7, 0, kShape.in);
+      update_shard(by_rows, 7, kShape.out - 7, 0, kShape.in);
+      EXPECT_TRUE(same_bits(whole, by_columns));
+      EXPECT_TRUE(same_bits(whole, by_rows));
+    });
+  }
 }
 
 TEST(ContractChain, OneBatchEqualsFourMicroBatches) {

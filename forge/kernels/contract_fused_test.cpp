@@ -30,9 +30,10 @@ struct Steps {
   }
 };
 
-void compare(const Place& place, Shape shape, const Steps& steps, const RuleCase& rule, DType weight, DType state) {
+void compare(const Place& place, Shape shape, const Steps& steps, const RuleCase& rule, Storage storage) {
+  SCOPED_TRACE(::testing::Message() << rule.name << ", " << storage);
   Random random(11);
-  Weight fused(shape, weight, state, moments_of(rule.prepare(1)), [&] { return random.uniform(-1, 1); });
+  Weight fused(shape, storage, rule.prepare(1).rule(), [&] { return random.uniform(-1, 1); });
   Weight two_phase = fused, start = fused;
   for (int step = 0; step < kSteps; ++step) {
     auto at = static_cast<std::size_t>(step);
@@ -42,24 +43,29 @@ void compare(const Place& place, Shape shape, const Steps& steps, const RuleCase
   }
   EXPECT_TRUE(same_bits(fused, two_phase));
   bool something = outer_tokens(steps.gradients[0].expression()) > 0 && shape.out * shape.in > 16;
-  EXPECT_FALSE(something && weight == DType::f32 && same_bits(fused, start)) << "nothing happened";
+  EXPECT_FALSE(something && storage.weight == Format::fp32 && same_bits(fused, start)) << "nothing happened";
 }
 
-void compare_on(const Place& place, Shape shape, const Steps& steps) {
-  // The definition is plain loops: on long chains every rule, but not every storage.
-  bool every_storage = place.target != Target::ref || outer_tokens(steps.gradients[0].expression()) < 100;
-  for (const RuleCase& rule : rule_cases())
-    for_each_storage(moments_of(rule.prepare(1)), [&](DType weight, DType state) {
-      if (!every_storage && (weight != DType::f32 || state != DType::f32)) return;
-      SCOPED_TRACE(::testing::Message() << rule.name << ", W " << name_of(weight) << ", S " << name_of(state));
-      compare(place, shape, steps, rule, weight, state);
-    });
-}
+// Every rule in every pair of formats, in turn.
+class Turns {
+ public:
+  template <class F>
+  void take(int n, F&& f) {
+    for (int i = 0; i < n; ++i, ++next_)
+      f(rule_cases()[next_ % rule_cases().size()], storages()[next_ / rule_cases().size() % storages().size()]);
+  }
+  static int all() { return static_cast<int>(rule_cases().size() * storages().size()); }
 
-TEST(ContractFused, EqualsTwoPhase) {
+ private:
+  std::size_t next_ = 0;
+};
+
+// Calls f(place, steps) for each shape × gradient × target × threads of the lists.
+template <class F>
+void for_each_place(const std::vector<Shape>& all_shapes, const std::vector<GradientSpec>& specs, F&& f) {
   Random random(5);
-  for (Shape shape : shapes())
-    for (const GradientSpec& spec : gradient_specs()) {
+  for (Shape shape : all_shapes)
+    for (const GradientSpec& spec : specs) {
       Steps steps(shape, spec, random);
       for (Target target : available_targets())
         for (const NamedExecutor& e : executors()) {
@@ -67,16 +73,36 @@ TEST(ContractFused, EqualsTwoPhase) {
           SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", " << name_of(target) << ", " << e.name);
           Place place = {e.executor, target};
           steps.materialize_on(place);
-          compare_on(place, shape, steps);
-          if (HasFailure()) return;  // one case is enough to read
+          f(place, shape, steps);
+          if (::testing::Test::HasFailure()) return;  // one case is enough to read
         }
     }
 }
 
+// Rules, formats and the chain are compiled apart. So every shape, gradient and number of threads goes with some of
+// the rules and formats, each with many of them, and every rule × format × format with a few.
+TEST(ContractFused, EqualsTwoPhaseForEveryShapeAndGradient) {
+  constexpr int kPairsEach = 12;
+  Turns turns;
+  for_each_place(shapes(), gradient_specs(), [&](const Place& place, Shape shape, const Steps& steps) {
+    turns.take(kPairsEach, [&](const RuleCase& rule, Storage storage) { compare(place, shape, steps, rule, storage); });
+  });
+}
+
+TEST(ContractFused, EqualsTwoPhaseForEveryRuleAndFormat) {
+  std::vector<GradientSpec> specs = {{"", {{TermSpec::outer, 5, 0.6f}, {TermSpec::rows, 9}}, 0.37f}};
+  for_each_place({{7, 17}, {13, 33}, {2, 300}}, specs, [&](const Place& place, Shape shape, const Steps& steps) {
+    Turns().take(Turns::all(),
+                 [&](const RuleCase& rule, Storage storage) { compare(place, shape, steps, rule, storage); });
+  });
+}
+
 TEST(ContractFused, TheTableHasEveryRule) {
-  std::set<std::size_t> seen;
-  for (const RuleCase& rule : rule_cases()) seen.insert(rule.prepare(1).index());
-  EXPECT_EQ(seen.size(), static_cast<std::size_t>(RuleList::kSize)) << "a rule has no row in rule_cases()";
+  std::set<std::uint32_t> seen;
+  for (const RuleCase& rule : rule_cases()) seen.insert(rule.prepare(1).rule().id);
+  RuleList::for_each([&]<class Rule>() {
+    EXPECT_TRUE(seen.contains(kRuleInfo<Rule>.id)) << Rule::kName << " has no row in rule_cases()";
+  });
 }
 
 // T = 0 is a zero gradient and the step happens: moments decay, decoupled decay shrinks W.
@@ -90,9 +116,9 @@ TEST(ContractFused, NoTokenIsAZeroGradientAndTheStepHappens) {
         Random random(3);
         SerialExecutor serial;
         Gradient gradient(shape, spec, random);
-        Weight weight(shape, DType::f32, DType::f32, 2, [&] { return random.uniform(0.5, 1); });
+        Weight weight(shape, {}, kRuleInfo<rules::AdamW>, [&] { return random.uniform(0.5, 1); });
         Weight before = weight;
-        run_update({serial, target}, weight, gradient.expression(), rules::AdamW::prepare({.weight_decay = 0.5}, 4));
+        run_update({serial, target}, weight, gradient.expression(), step_of<rules::AdamW>({.weight_decay = 0.5}, 4));
         for (std::int64_t r = 0; r < shape.out; ++r)
           for (std::int64_t c = 0; c < shape.in; ++c) {
             ASSERT_EQ(weight.S[1].at(r, c), 0.999f * before.S[1].at(r, c));
@@ -109,8 +135,8 @@ TEST(ContractFused, TermsAreOnlyRead) {
     for (const GradientSpec& spec : gradient_specs()) {
       Random a(9), b(9);
       Gradient gradient(shape, spec, a), untouched(shape, spec, b);
-      Weight weight(shape, DType::bf16, DType::f32, 2, [&] { return a.uniform(-1, 1); });
-      run_update({executors()[1].executor, target}, weight, gradient.expression(), rules::AdamW::prepare({}, 1));
+      Weight weight(shape, {Format::bf16}, kRuleInfo<rules::AdamW>, [&] { return a.uniform(-1, 1); });
+      run_update({executors()[1].executor, target}, weight, gradient.expression(), step_of<rules::AdamW>({}, 1));
       EXPECT_TRUE(same_numbers(defined_gradient(gradient.expression()), defined_gradient(untouched.expression())))
           << spec.name;
     }

@@ -63,9 +63,9 @@ struct Results {
   return same_bits(a.weight, b.weight);
 }
 
-Results fresh(DType dtype) {
+Results fresh(Format format) {
   Random random(61);
-  return {Weight(kShape, dtype, dtype, 2, [&] { return random.wild(); })};
+  return {Weight(kShape, {format, format}, kRuleInfo<rules::AdamW>, [&] { return random.wild(); })};
 }
 
 #if defined(__x86_64__)
@@ -73,7 +73,7 @@ Results fresh(DType dtype) {
 // MXCSR: flush to zero, denormals are zero, and three ways to round that are not to nearest.
 TEST(Environment, TheCallersFloatModeNeitherCountsNorChanges) {
   Random random(62);
-  RuleStep rule = rules::AdamW::prepare({.lr = 1e-2}, 2);
+  RuleStep rule = step_of<rules::AdamW>({.lr = 1e-2}, 2);
   for (const char* name : {"everything", "dense", "64 tokens of bf16", "rows"})
     for (const GradientSpec& spec : gradient_specs()) {
       if (spec.name != name) continue;
@@ -84,12 +84,12 @@ TEST(Environment, TheCallersFloatModeNeitherCountsNorChanges) {
         for (const NamedExecutor& e : executors()) {
           Workspace workspace(workspace_bytes(G, e.executor.workers(), target));
           Context context = {e.executor, workspace.span(), target};
-          Results expected = fresh(DType::f32);
+          Results expected = fresh(Format::fp32);
           expected.run(G, rule, context);
           for (unsigned mode : {0x8000u, 0x0040u, 0x8040u, 0x2000u, 0x4000u, 0x6000u, 0xE040u}) {
             SCOPED_TRACE(::testing::Message()
                          << name << ", " << name_of(target) << ", " << e.name << ", MXCSR " << std::hex << mode);
-            Results results = fresh(DType::f32);
+            Results results = fresh(Format::fp32);
             unsigned saved = _mm_getcsr(), wanted = 0x1F80 | mode;
             _mm_setcsr(wanted);
             results.run(G, rule, context);
@@ -139,7 +139,7 @@ TEST(Environment, TheFlushedModeWouldBeSeen) {
 
 TEST(Environment, TheWorkspaceMayBeginAnywhereAndSuffices) {
   Random random(63);
-  RuleStep rule = rules::AdamW::prepare({.lr = 1e-2}, 2);
+  RuleStep rule = step_of<rules::AdamW>({.lr = 1e-2}, 2);
   for (const GradientSpec& spec : gradient_specs()) {
     Gradient gradient(kShape, spec, random);
     Expression G = gradient.expression();
@@ -147,13 +147,13 @@ TEST(Environment, TheWorkspaceMayBeginAnywhereAndSuffices) {
       for (const NamedExecutor& e : executors()) {
         std::size_t bytes = workspace_bytes(G, e.executor.workers(), target);
         Workspace aligned(bytes);
-        Results expected = fresh(DType::bf16);
+        Results expected = fresh(Format::bf16);
         expected.run(G, rule, {e.executor, aligned.span(), target});
         for (std::size_t offset : {1, 4, 31, 60, 63}) {
           SCOPED_TRACE(::testing::Message()
                        << spec.name << ", " << name_of(target) << ", " << e.name << ", offset " << offset);
           Workspace workspace(bytes, offset);
-          Results results = fresh(DType::bf16);
+          Results results = fresh(Format::bf16);
           results.run(G, rule, {e.executor, workspace.span(), target});
           EXPECT_TRUE(workspace.canaries_live());
           EXPECT_TRUE(same_results(results, expected));
@@ -164,12 +164,12 @@ TEST(Environment, TheWorkspaceMayBeginAnywhereAndSuffices) {
 
 TEST(Environment, AWorkspacesContentDoesNotMatter) {
   Random random(64);
-  RuleStep rule = rules::AdamW::prepare({}, 2);
+  RuleStep rule = step_of<rules::AdamW>({}, 2);
   Gradient gradient(kShape, gradient_specs().back(), random);
   for (Target target : available_targets()) {
     std::vector<std::byte> workspace(workspace_bytes(gradient.expression(), 1, target) + 64);
     SerialExecutor serial;
-    Results zeros = fresh(DType::f32), nans = fresh(DType::f32);
+    Results zeros = fresh(Format::fp32), nans = fresh(Format::fp32);
     zeros.run(gradient.expression(), rule, {serial, workspace, target});
     std::fill(workspace.begin(), workspace.end(), std::byte{0xFF});
     nans.run(gradient.expression(), rule, {serial, workspace, target});
@@ -180,7 +180,7 @@ TEST(Environment, AWorkspacesContentDoesNotMatter) {
 // Contract 7 for the core: no gradient is stored, for nothing is.
 TEST(Environment, KernelsAllocateNothing) {
   Random random(65);
-  RuleStep rule = rules::AdamW::prepare({}, 2);
+  RuleStep rule = step_of<rules::AdamW>({}, 2);
   for (const GradientSpec& spec : gradient_specs()) {
     Gradient gradient(kShape, spec, random);
     Expression G = gradient.expression();
@@ -188,9 +188,10 @@ TEST(Environment, KernelsAllocateNothing) {
       for (const NamedExecutor& e : executors()) {
         Workspace workspace(workspace_bytes(G, e.executor.workers(), target));
         Context context = {e.executor, workspace.span(), target};
-        Results results = fresh(DType::bf16);
-        std::vector<Matrix> S = results.weight.moments();
-        Matrix W = results.weight.W.view(), D = results.D32.view();
+        Results results = fresh(Format::bf16);
+        std::vector<Stored> S = results.weight.moments();
+        Stored W = results.weight.W.view();
+        Matrix D = results.D32.view();
         std::int64_t before = allocations;
         update(W, S, G, rule, context);
         materialize(D, G, context);

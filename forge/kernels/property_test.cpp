@@ -15,7 +15,7 @@ namespace {
 using namespace forge::testing;
 
 DType any_operand() { return *rc::gen::elementOf(std::to_array(kOperandDTypes)); }
-DType any_storage() { return *rc::gen::elementOf(std::to_array(FormatList::kDTypes)); }
+Storage any_storage() { return *rc::gen::elementOf(storages()); }
 float any_scale() { return *rc::gen::element(1.f, -1.f, 0.5f, 0.37f, -2.6f, 0.f, 1e-20f); }
 
 struct Problem {
@@ -48,7 +48,7 @@ TEST(Property, UpdateOnTheBestTargetEqualsTheDefinition) {
     const RuleCase& rule = *rc::gen::elementOf(rule_cases());
     const NamedExecutor& e = executors()[*rc::gen::inRange<std::size_t>(0, executors().size())];
     RuleStep step = rule.prepare(*rc::gen::inRange<std::int64_t>(1, 1000));
-    Weight best(p.shape, any_storage(), any_storage(), moments_of(step), [&] { return random.uniform(-1, 1); });
+    Weight best(p.shape, any_storage(), step.rule(), [&] { return random.uniform(-1, 1); });
     Weight ref = best, defined = best;
     run_update({e.executor, best_target()}, best, gradient.expression(), step);
     run_update({e.executor, Target::ref}, ref, gradient.expression(), step);

@@ -21,12 +21,14 @@ struct Call {
   Buffer dY{3, 4, DType::f32}, X{3, 6, DType::f32}, values{2, 6, DType::f32}, D{4, 6, DType::f32};
   std::vector<std::int64_t> index = {0, 3};
   Matrix W = w.view();
-  std::vector<Matrix> S = {m.view(), v.view()};
+  std::vector<Stored> S = {m.view(), v.view()};
+  Format format = Format::fp32;
+  Matrix low;
   Outer outer{dY.view(), X.view()};
   Rows rows{index.data(), values.view()};
   Dense dense{D.view()};
   std::int64_t out = 4, in = 6;
-  RuleStep rule = rules::AdamW::prepare({}, 1);
+  RuleStep rule = step_of<rules::AdamW>({}, 1);
   std::size_t missing_bytes = 0;
 
   template <class F>
@@ -85,22 +87,43 @@ const std::vector<Refusal>& wrong_weights() {
       {[](Call& c) { c.W.cols = 4; }, {"W", "(4, 4)", "(4, 6)"}},
       {[](Call& c) { c.W.stride = 5; }, {"W", "stride of 5", "6"}},
       {[](Call& c) { c.W.dtype = DType{9}; }, {"dtype"}},
-      {[](Call& c) { c.W.dtype = DType::f16; }, {"W", "fp16", "fp32 or bf16"}},
+      {[](Call& c) { c.W.dtype = DType::f16; }, {"W", "fp16", "fp32"}},
       {[](Call& c) { c.W.data = nullptr; }, {"W", "no data"}},
       {[](Call& c) { c.S.pop_back(); }, {"adamw", "2", "1"}},
       {[](Call& c) { c.S.push_back(c.S[0]); }, {"adamw", "2", "3"}},
-      {[](Call& c) { c.rule = rules::Sgd::prepare({}); }, {"sgd", "0", "2"}},
-      {[](Call& c) { c.S[1].rows = 3; }, {"moment", "(3, 6)", "(4, 6)"}},
-      {[](Call& c) { c.S[0].stride = 2; }, {"moment", "stride of 2"}},
+      {[](Call& c) { c.rule = step_of<rules::Sgd>({}, 1); }, {"sgd", "0", "2"}},
+      {[](Call& c) { c.S[1].values.rows = 3; }, {"exp_avg_sq", "(3, 6)", "(4, 6)"}},
+      {[](Call& c) { c.S[0].values.stride = 2; }, {"exp_avg", "stride of 2"}},
+      {[](Call& c) { c.S[1].values.cols = 3; }, {"exp_avg_sq", "(4, 3)"}},
+      {[](Call& c) { c.S[0].format = Format::fp32; }, {"exp_avg", "bf16", "fp32"}},
+      {[](Call& c) { c.S[0].format = Format{9}; }, {"exp_avg", "format 9"}},
       {[](Call& c) {
-         c.S[1].dtype = DType::f32;
-         c.S[1].cols = 3;
+         c.S[0].format = Format::bf16_plus8, c.S[0].rest = {c.w.view().data, DType::i8, 4, 6, 6};
        },
-       {"moment"}},
-      {[](Call& c) { c.S[0] = c.w.view(); }, {"moments", "fp32", "bf16"}},
-      {[](Call& c) { c.S[0].dtype = c.S[1].dtype = DType{9}; }, {"dtype"}},
-      {[](Call& c) { c.S[0].dtype = c.S[1].dtype = DType::f16; }, {"moment", "fp16", "fp32 or bf16"}},
-      {[](Call& c) { c.S[1].data = nullptr; }, {"moment", "no data"}},
+       {"exp_avg", "bf16_plus8", "for weights"}},
+      {[](Call& c) { c.S[0].format = Format::int8; }, {"exp_avg", "bf16", "int8"}},
+      {[](Call& c) { c.S[0].values.dtype = DType{9}; }, {"dtype"}},
+      {[](Call& c) { c.S[0].values.dtype = DType::f16; }, {"exp_avg", "fp16", "bf16"}},
+      {[](Call& c) { c.S[1].values.data = nullptr; }, {"exp_avg_sq", "no data"}},
+      {[](Call& c) {
+         c.S[0].format = Format::int8;
+         c.S[0].values.dtype = DType::i8;
+         c.S[0].rest = {c.v.view().data, DType::bf16, 4, 2, 2};
+       },
+       {"exp_avg's scales", "(4, 2)", "(4, 1)"}},
+      {[](Call& c) {
+         c.S[1].format = Format::int8;
+         c.S[1].values.dtype = DType::i8;
+       },
+       {"exp_avg_sq", "int8", "uint8"}},
+      {[](Call& c) { c.format = Format::int8, c.W.dtype = DType::i8; }, {"W", "scales", "(0, 0)"}},
+      {[](Call& c) { c.format = Format::bf16_plus8, c.W.dtype = DType::bf16; }, {"W's lower part", "(0, 0)", "(4, 6)"}},
+      {[](Call& c) {
+         c.format = Format::bf16_plus8;
+         c.W.dtype = DType::bf16;
+         c.low = {c.v.view().data, DType::i16, 4, 6, 6};
+       },
+       {"W's lower part", "int16", "int8"}},
   };
   return all;
 }
@@ -129,7 +152,9 @@ void expect_refusals(const char* who, const std::vector<Refusal>& refusals, cons
 }
 
 TEST(Refusals, UpdateNamesWhatIsWrong) {
-  auto call_update = [](Call& c, const Expression& G, const Context& context) { update(c.W, c.S, G, c.rule, context); };
+  auto call_update = [](Call& c, const Expression& G, const Context& context) {
+    update(Stored(c.format, c.W, c.low), c.S, G, c.rule, context);
+  };
   expect_refusals("update", wrong_gradients(), call_update);
   expect_refusals("update", wrong_weights(), call_update);
 }

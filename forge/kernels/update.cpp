@@ -6,16 +6,17 @@
 
 namespace forge {
 
-void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
   validate("update", G);
   check_stored("update", "W", W, G.out, G.in);
-  check(static_cast<int>(S.size()) == moments_of(rule), "update: ", name_of(rule), " keeps ", moments_of(rule),
-        " moments, got ", S.size());
-  for (const Matrix& moment : S) {
-    check_stored("update", "a moment", moment, G.out, G.in);
-    check(moment.dtype == S[0].dtype, "update: moments are ", name_of(S[0].dtype), " and ", name_of(moment.dtype),
-          "; one dtype for all is needed");
+  check(info_of(W.format).for_weights, "update: W is ", name_of(W.format), ", which is a format for moments");
+  std::span<const Moment> moments = rule.rule().moments;
+  check(S.size() == moments.size(), "update: ", rule.name(), " keeps ", moments.size(), " moments, got ", S.size());
+  for (std::size_t k = 0; k < S.size(); ++k) {
+    check_stored("update", moments[k].key, S[k], G.out, G.in, moments[k].sign);
+    check(info_of(S[k].format).for_moments, "update: ", moments[k].key, " is ", name_of(S[k].format),
+          ", which is a format for weights");
   }
   check_context("update", G, context);
   return context.target == Target::ref ? ref::update(W, S, G, rule, context) : cpu::update(W, S, G, rule, context);

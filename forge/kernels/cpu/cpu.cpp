@@ -5,6 +5,7 @@
 #include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
 #include "forge/kernels/cpu/halves.h"
+#include "forge/kernels/cpu/row_operation.h"
 #include "forge/kernels/cpu/strips.h"
 #include "forge/kernels/float_environment.h"
 #include "forge/kernels/norm_lanes.h"
@@ -13,12 +14,6 @@ namespace forge::cpu {
 namespace {
 
 constexpr std::int64_t kLineBytes = 64;
-
-void prefetch(const Matrix& m, std::int64_t row, std::int64_t col, std::int64_t n) {
-  const char* from = static_cast<const char*>(m.at(row, col));
-  for (std::int64_t i = 0; i < n * static_cast<std::int64_t>(size_of(m.dtype)); i += kLineBytes)
-    __builtin_prefetch(from + i, 1, 2);
-}
 
 // The fp32 matrix that G is, but for its scale, where that is all it is: no strip is needed to read it.
 const ConstMatrix* plain_dense(const Expression& G) {
@@ -54,29 +49,22 @@ std::size_t workspace_bytes(const Expression& G, int workers, Target target) {
   return strips_workspace_bytes(G, workers, chain_half(target)) + norm_bytes(G);
 }
 
-void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
-  DType state = S.empty() ? DType::f32 : S[0].dtype;
-  RowUpdate row_update = row_half(context.target).update(rule.index(), W.dtype, state);
-  const void* step = std::visit([](const auto& s) -> const void* { return &s; }, rule);
+  RowOperation operation(W, S, rule, G.scale, context.target);
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
-    void* s[kMaxMoments];
-    for (std::size_t k = 0; k < S.size(); ++k) s[k] = S[k].at(row, col);
-    row_update(W.at(row, col), s, g, n, G.scale, step);
+    operation.update(row, col, n, g);
   };
-  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-    prefetch(W, row, col, n);
-    for (const Matrix& moment : S) prefetch(moment, row, col, n);
-  };
+  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { operation.prefetch(row, col, n); };
   visit(G, context, {consume, touch});
 }
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
-  auto store = row_half(context.target).store;
+  RowStorer storer(D, G.scale, context.target);
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
-    store(D.at(row, col), D.dtype, g, n, G.scale);
+    storer.store(row, col, n, g);
   };
-  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { prefetch(D, row, col, n); };
+  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { storer.prefetch(row, col, n); };
   visit(G, context, {consume, touch});
 }
 
@@ -85,7 +73,7 @@ double sum_squares(const Expression& G, const Context& context) {
   Arena arena(context.workspace);
   auto* lanes = arena.take<double>(G.out * kNormLanes);
   std::fill_n(lanes, G.out * kNormLanes, 0.0);
-  auto add_squares = row_half(context.target).add_squares;
+  auto add_squares = format_half(context.target).add_squares;
   auto consume = [&](std::int64_t row, std::int64_t, std::int64_t n, const float* g) {
     add_squares(lanes + row * kNormLanes, g, n, G.scale);
   };
@@ -94,6 +82,21 @@ double sum_squares(const Expression& G, const Context& context) {
   double total = 0;
   for (std::int64_t r = 0; r < G.out; ++r) total += reduce_norm_lanes(lanes + r * kNormLanes);
   return total;
+}
+
+void recode(const Stored& to, const Stored& from, Sign sign, const Context& context) {
+  RowStore source(from, sign, context.target), sink(to, sign, context.target);
+  parallel_tasks(context.executor, to.values.rows, [&](std::int64_t row, int) {
+    FloatEnvironment ieee;
+    for (std::int64_t col = 0; col < to.values.cols; col += kRowBlock) {
+      std::int64_t n = std::min(kRowBlock, to.values.cols - col);
+      float buffer[kRowBlock];
+      const float* x = source.load(row, col, n, buffer);
+      float* y = sink.place(row, col, buffer);
+      if (x != y) std::copy_n(x, n, y);
+      sink.store(row, col, n, y);
+    }
+  });
 }
 
 }  // namespace forge::cpu

@@ -6,11 +6,17 @@
 #include "forge/base/function_ref.h"
 #include "forge/base/integers.h"
 #include "forge/base/matrix.h"
+#include "forge/formats/format.h"
 #include "forge/kernels/target.h"
 
-// The two halves of every CPU kernel, one table of functions each per instruction set. They meet at the strip: a few
-// rows of G by some hundred columns, in L1/L2. The chain knows no rule, the row operation knows no matrix product, so
-// they are compiled apart and never as a product. strips.cpp drives them.
+// What every CPU kernel is made of, one table of functions each per instruction set. The chain makes strips of G, a few
+// rows by some hundred columns, in L1/L2 (strips.cpp drives it); the row operation consumes them (row_operation.h):
+// formats decode, the rule runs on fp32, formats encode. None knows the others, so they are compiled apart and never as
+// a product.
+namespace forge {
+struct RuleInfo;
+}
+
 namespace forge::cpu {
 
 // Some panels of rows times some panels of columns.
@@ -61,19 +67,40 @@ inline std::int64_t product_pauses(std::int64_t K, std::int64_t tiles) {
   return blocks * (tiles / tiles_between_pauses(tokens));
 }
 
-// One segment of one row: W, S ← Rule(W, S, scale · g). `step` is the rule's Step.
-using RowUpdate = void (*)(void* w, void* const* s, const float* g, std::int64_t n, float scale, const void* step);
+// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step.
+using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step);
 
-struct RowHalf {
-  // By place in RuleList (this header names no rule: an instruction set compiles the rules for itself).
-  RowUpdate (*update)(std::size_t rule, DType weight, DType state);
-  // d[j] ← scale · g[j], j < n, rounded to the dtype.
-  void (*store)(void* d, DType dtype, const float* g, std::int64_t n, float scale);
+struct RuleHalf {
+  // Null for a rule that is not of the list.
+  RuleRun (*rule)(const RuleInfo& rule);
+  // to[j] ← scale · g[j], j < n.
+  void (*scaled)(const float* g, std::int64_t n, float scale, float* to);
+};
+
+// The bytes of one column in the two parts of a Segment.
+struct SegmentLayout {
+  std::size_t value_bytes, rest_bytes;
+  std::int64_t columns_of_rest;
+};
+
+struct Codec {
+  // x[j] ← column j, j < n.
+  void (*decode)(const Segment& s, const SegmentLayout& layout, std::int64_t n, float* x);
+  // Column j ← x[j], j < n.
+  void (*encode)(const float* x, const SegmentLayout& layout, std::int64_t n, const Segment& s);
+};
+
+struct FormatHalf {
+  Codec (*codec)(Format format, Sign sign);
+  // out[j] ← the random bits of (row, col + j), j < n (formats/philox.h).
+  void (*noise)(const Noise& noise, std::int64_t in, std::int64_t row, std::int64_t col, std::int64_t n,
+                std::uint16_t* out);
   // lanes[j mod 16] += (scale · g[j])², j < n; the segment begins at a column that is a multiple of 16.
   void (*add_squares)(double* lanes, const float* g, std::int64_t n, float scale);
 };
 
 const ChainHalf& chain_half(Target target);
-const RowHalf& row_half(Target target);
+const RuleHalf& rule_half(Target target);
+const FormatHalf& format_half(Target target);
 
 }  // namespace forge::cpu

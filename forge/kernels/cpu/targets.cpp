@@ -10,15 +10,18 @@ namespace forge::cpu {
 
 #if defined(FORGE_HAS_AVX2)
 extern const ChainHalf chain_avx2;
-extern const RowHalf row_avx2;
+extern const RuleHalf rules_avx2;
+extern const FormatHalf formats_avx2;
 #endif
 #if defined(FORGE_HAS_AVX3)
 extern const ChainHalf chain_avx512;
-extern const RowHalf row_avx512;
+extern const RuleHalf rules_avx512;
+extern const FormatHalf formats_avx512;
 #endif
 #if defined(FORGE_HAS_STATIC)
 extern const ChainHalf chain_neon;
-extern const RowHalf row_neon;
+extern const RuleHalf rules_neon;
+extern const FormatHalf formats_neon;
 #endif
 
 namespace {
@@ -27,19 +30,20 @@ struct Compiled {
   Target target;
   std::int64_t highway_target;
   const ChainHalf* chain;
-  const RowHalf* row;
+  const RuleHalf* rules;
+  const FormatHalf* formats;
 };
 
 // Slowest first.
 constexpr Compiled kCompiled[] = {
 #if defined(FORGE_HAS_AVX2)
-    {Target::avx2, HWY_AVX2, &chain_avx2, &row_avx2},
+    {Target::avx2, HWY_AVX2, &chain_avx2, &rules_avx2, &formats_avx2},
 #endif
 #if defined(FORGE_HAS_AVX3)
-    {Target::avx512, HWY_AVX3, &chain_avx512, &row_avx512},
+    {Target::avx512, HWY_AVX3, &chain_avx512, &rules_avx512, &formats_avx512},
 #endif
 #if defined(FORGE_HAS_STATIC)
-    {Target::neon, HWY_STATIC_TARGET, &chain_neon, &row_neon},
+    {Target::neon, HWY_STATIC_TARGET, &chain_neon, &rules_neon, &formats_neon},
 #endif
 };
 
@@ -62,6 +66,7 @@ std::span<const Target> targets() {
 }
 
 const ChainHalf& chain_half(Target target) { return *find(target).chain; }
-const RowHalf& row_half(Target target) { return *find(target).row; }
+const RuleHalf& rule_half(Target target) { return *find(target).rules; }
+const FormatHalf& format_half(Target target) { return *find(target).formats; }
 
 }  // namespace forge::cpu

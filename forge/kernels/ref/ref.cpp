@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
 
 #include "forge/base/scalar.h"
 #include "forge/base/widen.h"
 #include "forge/formats/list.h"
+#include "forge/formats/philox.h"
 #include "forge/kernels/float_environment.h"
 #include "forge/kernels/norm_lanes.h"
 
@@ -49,56 +51,71 @@ void for_each_row(const Expression& G, const Context& context, const Body& body)
   }
 }
 
-template <class Rule, class WeightFormat, class StateFormat>
-void update_row(void* w, void* const* s, const float* g, std::int64_t n, const typename Rule::Step& step) {
-  auto* weight = static_cast<typename WeightFormat::Storage*>(w);
-  for (std::int64_t c = 0; c < n; ++c) {
-    Scalar x = WeightFormat::template decode<Scalar>(weight + c);
-    Scalar moments[kMaxMoments];
-    for (int k = 0; k < Rule::kMoments; ++k)
-      moments[k] = StateFormat::template decode<Scalar>(static_cast<typename StateFormat::Storage*>(s[k]) + c);
-    Rule::update(x, Scalar(g[c]), moments, step);
-    WeightFormat::encode(x, weight + c);
-    for (int k = 0; k < Rule::kMoments; ++k)
-      StateFormat::encode(moments[k], static_cast<typename StateFormat::Storage*>(s[k]) + c);
-  }
+// Columns at a time; a multiple of kBlockColumns.
+constexpr std::int64_t kColumns = 256;
+
+void decode(const Stored& m, Sign sign, std::int64_t row, std::int64_t col, std::int64_t n, float* x) {
+  with_format(m.format, sign, [&]<class F>() { F::template decode<Scalar>(segment_at(m, row, col), n, x); });
 }
 
-template <class F>
-void with_format(DType dtype, F&& f) {
-  FormatList::for_each([&]<class Format>() {
-    if (Format::kDType == dtype) f.template operator()<Format>();
-  });
+// noise: as Segment has it.
+void encode(const float* x, const Stored& m, Sign sign, std::int64_t row, std::int64_t col, std::int64_t n,
+            const std::uint16_t* noise = nullptr, int byte = 0) {
+  Segment s = segment_at(m, row, col);
+  s.noise = noise;
+  s.noise_byte = byte;
+  with_format(m.format, sign, [&]<class F>() { F::template encode<Scalar>(x, n, s); });
+}
+
+// One of a weight's matrices, after an update of W: 0 is the weight, 1 + k moment k.
+void encode_updated(const float* x, const Stored& m, Sign sign, std::int64_t row, std::int64_t col, std::int64_t n,
+                    const Stored& W, int which) {
+  if (info_of(m.format).random_bits == 0) return encode(x, m, sign, row, col, n);
+  std::uint16_t bits[kColumns];
+  NoisePlace place = noise_place(m.format, which);
+  Noise noise = W.noise;
+  noise.use = place.use;
+  formats::fill_noise<Scalar>(noise, W.values.cols, row, col, n, bits);
+  encode(x, m, sign, row, col, n, bits, place.byte);
+}
+
+template <class Rule>
+void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, const float* g,
+                const typename Rule::Step& step) {
+  constexpr int kMoments = static_cast<int>(Rule::kMoments.size());
+  for (std::int64_t col = 0; col < W.values.cols; col += kColumns) {
+    std::int64_t n = std::min(kColumns, W.values.cols - col);
+    float w[kColumns], s[kMaxMoments][kColumns];
+    decode(W, Sign::any, row, col, n, w);
+    for (int k = 0; k < kMoments; ++k) decode(S[k], Rule::kMoments[k].sign, row, col, n, s[k]);
+    for (std::int64_t c = 0; c < n; ++c) {
+      Scalar x(w[c]), moments[kMaxMoments];
+      for (int k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
+      Rule::update(x, Scalar(g[col + c]), moments, step);
+      w[c] = x.x;
+      for (int k = 0; k < kMoments; ++k) s[k][c] = moments[k].x;
+    }
+    encode_updated(w, W, Sign::any, row, col, n, W, 0);
+    for (int k = 0; k < kMoments; ++k) encode_updated(s[k], S[k], Rule::kMoments[k].sign, row, col, n, W, 1 + k);
+  }
 }
 
 }  // namespace
 
 std::size_t workspace_bytes(const Expression& G) { return (static_cast<std::size_t>(G.in) + 1) * sizeof(float); }
 
-void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
-  DType state_dtype = S.empty() ? DType::f32 : S[0].dtype;
   RuleList::for_each([&]<class Rule>() {
-    const auto* step = std::get_if<typename Rule::Step>(&rule);
-    if (!step) return;
-    with_format(W.dtype, [&]<class WeightFormat>() {
-      with_format(state_dtype, [&]<class StateFormat>() {
-        for_each_row(G, context, [&](std::int64_t row, const float* g) {
-          void* s[kMaxMoments] = {};
-          for (int k = 0; k < Rule::kMoments; ++k) s[k] = S[k].row(row);
-          update_row<Rule, WeightFormat, StateFormat>(W.row(row), s, g, G.in, *step);
-        });
-      });
-    });
+    if (const auto* step = rule.get<Rule>())
+      for_each_row(G, context, [&](std::int64_t row, const float* g) { update_row<Rule>(W, S, row, g, *step); });
   });
 }
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
-  with_format(D.dtype, [&]<class Format>() {
-    for_each_row(G, context, [&](std::int64_t row, const float* g) {
-      auto* d = static_cast<typename Format::Storage*>(D.row(row));
-      for (std::int64_t c = 0; c < G.in; ++c) Format::encode(Scalar(g[c]), d + c);
-    });
+  for_each_row(G, context, [&](std::int64_t row, const float* g) {
+    for (std::int64_t col = 0; col < G.in; col += kColumns)
+      encode(g + col, D, Sign::any, row, col, std::min(kColumns, G.in - col));
   });
 }
 
@@ -110,6 +127,17 @@ double sum_squares(const Expression& G, const Context& context) {
     total += reduce_norm_lanes(lanes);
   });
   return total;
+}
+
+void recode(const Stored& to, const Stored& from, Sign sign) {
+  FloatEnvironment ieee;
+  float x[kColumns];
+  for (std::int64_t row = 0; row < to.values.rows; ++row)
+    for (std::int64_t col = 0; col < to.values.cols; col += kColumns) {
+      std::int64_t n = std::min(kColumns, to.values.cols - col);
+      decode(from, sign, row, col, n, x);
+      encode(x, to, sign, row, col, n);
+    }
 }
 
 }  // namespace forge::ref

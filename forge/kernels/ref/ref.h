@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "forge/formats/format.h"
 #include "forge/kernels/target.h"
 #include "forge/rules/list.h"
 
@@ -10,9 +11,10 @@
 namespace forge::ref {
 
 std::size_t workspace_bytes(const Expression& G);
-void update(const Matrix& W, std::span<const Matrix> S, const Expression& G, const RuleStep& rule,
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context);
 void materialize(const Matrix& D, const Expression& G, const Context& context);
 double sum_squares(const Expression& G, const Context& context);
+void recode(const Stored& to, const Stored& from, Sign sign);
 
 }  // namespace forge::ref

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
+#include "forge/base/hash.h"
+#include "forge/base/integers.h"
 #include "forge/base/matrix.h"
 #include "forge/base/scalar.h"
 #include "forge/base/widen.h"
-#include "forge/formats/bf16.h"
+#include "forge/formats/list.h"
+#include "forge/formats/philox.h"
 #include "forge/kernels/testing/float16.h"
 
 namespace forge::testing {
@@ -26,7 +30,7 @@ class Buffer {
         dtype_(dtype),
         bytes_(2 * kGuard + static_cast<std::size_t>(rows * stride_) * size_of(dtype), kCanary) {
     for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t c = 0; c < cols; ++c) set(r, c, 0);
+      std::memset(view().row(r), 0, static_cast<std::size_t>(cols) * size_of(dtype));
   }
 
   Matrix view() { return {bytes_.data() + kGuard, dtype_, rows_, cols_, stride_}; }
@@ -40,7 +44,7 @@ class Buffer {
   void set(std::int64_t r, std::int64_t c, float x) {
     void* row = view().row(r);
     if (dtype_ == DType::f32) static_cast<float*>(row)[c] = x;
-    if (dtype_ == DType::bf16) formats::Bf16::encode(Scalar(x), static_cast<std::uint16_t*>(row) + c);
+    if (dtype_ == DType::bf16) formats::Bf16::encode_one(Scalar(x), static_cast<std::uint16_t*>(row) + c);
     if (dtype_ == DType::f16) static_cast<Float16*>(row)[c] = to_float16(x);
   }
   // Row by row from next().
@@ -77,6 +81,79 @@ class Buffer {
   std::int64_t rows_, cols_, stride_;
   DType dtype_;
   std::vector<std::byte> bytes_;
+};
+
+// A matrix in any format, with canaries around its parts.
+class StoredBuffer {
+ public:
+  StoredBuffer(std::int64_t rows, std::int64_t cols, Format format, Sign sign = Sign::any, std::int64_t padding = 3)
+      : format_(format),
+        sign_(sign),
+        values_(rows, cols, sign == Sign::any ? info_of(format).values : info_of(format).not_negative_values, padding),
+        rest_(rows, info_of(format).has_rest ? ceil_div(cols, info_of(format).columns_of_rest) : 0,
+              info_of(format).rest, padding) {}
+
+  Stored view() { return {format_, values_.view(), info_of(format_).has_rest ? rest_.view() : Matrix{}, noise}; }
+  Format format() const { return format_; }
+  Sign sign() const { return sign_; }
+
+  // The numbers of a row, decoded and encoded on scalars.
+  std::vector<float> row(std::int64_t r) const {
+    Stored stored = const_cast<StoredBuffer*>(this)->view();
+    std::vector<float> x(static_cast<std::size_t>(stored.values.cols));
+    with_format(format_, sign_,
+                [&]<class F>() { F::template decode<Scalar>(segment_at(stored, r, 0), std::ssize(x), x.data()); });
+    return x;
+  }
+  // Rounded to nearest.
+  void set_row(std::int64_t r, const std::vector<float>& x) { encode_row(x, segment_at(view(), r, 0)); }
+  // As an update of the weight rounds it whose noise is given: 0 is the weight, 1 + k moment k.
+  void set_updated_row(std::int64_t r, const std::vector<float>& x, Noise of_weight, int which) {
+    std::vector<std::uint16_t> bits(x.size());
+    NoisePlace place = noise_place(format_, which);
+    of_weight.use = place.use;
+    formats::fill_noise<Scalar>(of_weight, std::ssize(x), r, 0, std::ssize(x), bits.data());
+    Segment s = segment_at(view(), r, 0);
+    s.noise = bits.data();
+    s.noise_byte = place.byte;
+    encode_row(x, s);
+  }
+  std::vector<float> numbers() const {
+    std::vector<float> all;
+    for (std::int64_t r = 0; r < const_cast<StoredBuffer*>(this)->view().values.rows; ++r) {
+      std::vector<float> x = row(r);
+      all.insert(all.end(), x.begin(), x.end());
+    }
+    return all;
+  }
+  float at(std::int64_t r, std::int64_t c) const { return row(r)[static_cast<std::size_t>(c)]; }
+  // Row by row from next().
+  template <class Next>
+  StoredBuffer& fill(Next&& next) {
+    Matrix m = view().values;
+    for (std::int64_t r = 0; r < m.rows; ++r) {
+      std::vector<float> x(static_cast<std::size_t>(m.cols));
+      for (float& one : x) one = next();
+      set_row(r, x);
+    }
+    return *this;
+  }
+
+  bool canaries_live() const { return values_.canaries_live() && rest_.canaries_live(); }
+  friend bool same_bytes(const StoredBuffer& a, const StoredBuffer& b) {
+    return a.values_.bytes() == b.values_.bytes() && a.rest_.bytes() == b.rest_.bytes();
+  }
+
+  Noise noise = {.seed = 0x0123456789ABCDEF, .parameter = fnv1a("model.layers.0.weight"), .step = 7};
+
+ private:
+  void encode_row(const std::vector<float>& x, const Segment& s) {
+    with_format(format_, sign_, [&]<class F>() { F::template encode<Scalar>(x.data(), std::ssize(x), s); });
+  }
+
+  Format format_;
+  Sign sign_;
+  Buffer values_, rest_;
 };
 
 // Exactly so many bytes, at an address of the given remainder modulo 64, between canaries.

@@ -65,35 +65,57 @@ inline const std::vector<GradientSpec>& gradient_specs() {
   return all;
 }
 
-// A weight with its moments. The numbers come from next(); second moments are not negative.
+// How a weight and its moments are stored.
+struct Storage {
+  Format weight = Format::fp32, state = Format::fp32;
+};
+inline std::ostream& operator<<(std::ostream& to, const Storage& s) {
+  return to << "W " << name_of(s.weight) << ", S " << name_of(s.state);
+}
+
+// All pairs of formats.
+inline const std::vector<Storage>& storages() {
+  static const std::vector<Storage> all = [] {
+    std::vector<Storage> pairs;
+    for (int w = 0; w < kFormatCount; ++w)
+      for (int s = 0; s < kFormatCount; ++s)
+        if (kFormats[w].for_weights && kFormats[s].for_moments) pairs.push_back({Format(w), Format(s)});
+    return pairs;
+  }();
+  return all;
+}
+
+// A weight with the moments of a rule. The numbers come from next(); where a moment is not negative, their magnitudes.
 struct Weight {
-  Buffer W;
-  std::vector<Buffer> S;
+  StoredBuffer W;
+  std::vector<StoredBuffer> S;
 
   template <class Next>
-  Weight(Shape shape, DType weight, DType state, int moments, Next&& next) : W(shape.out, shape.in, weight) {
+  Weight(Shape shape, Storage storage, const RuleInfo& rule, Next&& next) : W(shape.out, shape.in, storage.weight) {
     W.fill(next);
-    for (int k = 0; k < moments; ++k)
-      S.emplace_back(shape.out, shape.in, state, 2 + k).fill([&] { return k == 1 ? std::abs(next()) : next(); });
+    for (const Moment& moment : rule.moments)
+      S.emplace_back(shape.out, shape.in, storage.state, moment.sign, 2 + std::ssize(S)).fill([&] {
+        float x = next();
+        return moment.sign == Sign::any ? x : std::abs(x);
+      });
   }
 
-  std::vector<Matrix> moments() {
-    std::vector<Matrix> views;
-    for (Buffer& s : S) views.push_back(s.view());
+  std::vector<Stored> moments() {
+    std::vector<Stored> views;
+    for (StoredBuffer& s : S) views.push_back(s.view());
     return views;
   }
   bool canaries_live() const {
-    return W.canaries_live() && std::all_of(S.begin(), S.end(), [](const Buffer& s) { return s.canaries_live(); });
+    return W.canaries_live() && std::all_of(S.begin(), S.end(), [](const auto& s) { return s.canaries_live(); });
   }
 };
 
 // The comparison of the contracts: every byte of W and S, and nothing beside them written.
 inline ::testing::AssertionResult same_bits(const Weight& a, const Weight& b) {
-  auto differ = [](const Buffer& x, const Buffer& y) { return x.bytes() != y.bytes(); };
   if (!a.canaries_live() || !b.canaries_live()) return ::testing::AssertionFailure() << "written beside the weight";
-  if (differ(a.W, b.W)) return ::testing::AssertionFailure() << "W differs";
+  if (!same_bytes(a.W, b.W)) return ::testing::AssertionFailure() << "W differs";
   for (std::size_t k = 0; k < a.S.size(); ++k)
-    if (differ(a.S[k], b.S[k])) return ::testing::AssertionFailure() << "moment " << k << " differs";
+    if (!same_bytes(a.S[k], b.S[k])) return ::testing::AssertionFailure() << "moment " << k << " differs";
   return ::testing::AssertionSuccess();
 }
 
@@ -129,28 +151,28 @@ inline double run_sum_squares(const Place& place, const Expression& G) {
 // The rule of the list, or any other with the same words, applied to each element of a multiplied-out G.
 template <class Rule>
 void apply(Weight& weight, const std::vector<float>& g, const typename Rule::Step& step) {
-  Matrix W = weight.W.view();
-  for (std::int64_t r = 0, i = 0; r < W.rows; ++r)
-    for (std::int64_t c = 0; c < W.cols; ++c, ++i) {
-      Scalar w(weight.W.at(r, c)), moments[kMaxMoments];
-      for (int k = 0; k < Rule::kMoments; ++k) moments[k] = Scalar(weight.S[static_cast<std::size_t>(k)].at(r, c));
-      Rule::update(w, Scalar(g[static_cast<std::size_t>(i)]), moments, step);
-      weight.W.set(r, c, w.x);
-      for (int k = 0; k < Rule::kMoments; ++k) weight.S[static_cast<std::size_t>(k)].set(r, c, moments[k].x);
+  constexpr std::size_t kMoments = Rule::kMoments.size();
+  Matrix shape = weight.W.view().values;
+  const float* next = g.data();
+  for (std::int64_t r = 0; r < shape.rows; ++r) {
+    std::vector<float> w = weight.W.row(r), s[kMaxMoments];
+    for (std::size_t k = 0; k < kMoments; ++k) s[k] = weight.S[k].row(r);
+    for (std::size_t c = 0; c < w.size(); ++c) {
+      Scalar x(w[c]), moments[kMaxMoments];
+      for (std::size_t k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
+      Rule::update(x, Scalar(*next++), moments, step);
+      w[c] = x.x;
+      for (std::size_t k = 0; k < kMoments; ++k) s[k][c] = moments[k].x;
     }
+    weight.W.set_updated_row(r, w, weight.W.noise, 0);
+    for (std::size_t k = 0; k < kMoments; ++k)
+      weight.S[k].set_updated_row(r, s[k], weight.W.noise, static_cast<int>(1 + k));
+  }
 }
 inline void apply(Weight& weight, const std::vector<float>& g, const RuleStep& rule) {
   RuleList::for_each([&]<class Rule>() {
-    if (const auto* step = std::get_if<typename Rule::Step>(&rule)) apply<Rule>(weight, g, *step);
+    if (const auto* step = rule.get<Rule>()) apply<Rule>(weight, g, *step);
   });
-}
-
-// Calls f(weight dtype, state dtype): state dtypes once where the rule keeps none.
-template <class F>
-void for_each_storage(int moments, F&& f) {
-  for (DType weight : FormatList::kDTypes)
-    for (DType state : FormatList::kDTypes)
-      if (moments > 0 || state == DType::f32) f(weight, state);
 }
 
 inline std::string describe(Shape shape, const GradientSpec& spec) {

@@ -6,33 +6,32 @@
 #include <vector>
 
 #include "forge/rules/list.h"
+#include "forge/rules/testing/cases.h"
 
 namespace forge::testing {
+
+// The rule's update number t of a weight.
+template <class Rule>
+RuleStep step_of(const typename Rule::Options& options, std::int64_t t) {
+  Progress progress;
+  while (progress.step < t) progress = next_progress<Rule>(options, progress);
+  return RuleStep::of<Rule>(Rule::prepare(options, progress));
+}
 
 struct RuleCase {
   std::string name;
   std::function<RuleStep(std::int64_t step)> prepare;
 };
 
-// At least one for each rule of the list (a test checks that), with its options away from their defaults.
+// At least one for each rule of the list (a test checks that).
 inline const std::vector<RuleCase>& rule_cases() {
-  using rules::AdamW, rules::Sgd, rules::SgdMomentum;
-  static const std::vector<RuleCase> all = {
-      {"sgd", [](std::int64_t) { return Sgd::prepare({.lr = 0.1}); }},
-      {"sgd with decay, maximized",
-       [](std::int64_t) { return Sgd::prepare({.lr = 0.1, .weight_decay = 0.3, .maximize = true}); }},
-      {"momentum, dampened",
-       [](std::int64_t t) {
-         return SgdMomentum::prepare({.lr = 0.1, .momentum = 0.9, .dampening = 0.2, .weight_decay = 0.01}, t);
-       }},
-      {"momentum, nesterov",
-       [](std::int64_t t) { return SgdMomentum::prepare({.lr = 0.1, .momentum = 0.9, .nesterov = true}, t); }},
-      {"adamw", [](std::int64_t t) { return AdamW::prepare({.lr = 1e-2}, t); }},
-      {"adamw with a small beta1, maximized",
-       [](std::int64_t t) {
-         return AdamW::prepare({.lr = 1e-2, .beta1 = 0.4, .beta2 = 0.9, .weight_decay = 0.2, .maximize = true}, t);
-       }},
-  };
+  static const std::vector<RuleCase> all = [] {
+    std::vector<RuleCase> cases;
+    for_each_case([&]<class Rule>(const Case<Rule>& c) {
+      cases.push_back({c.name, [options = c.options](std::int64_t t) { return step_of<Rule>(options, t); }});
+    });
+    return cases;
+  }();
   return all;
 }
 

@@ -1,0 +1,112 @@
+#include "forge/kernels/cpu/row_operation.h"
+
+#include <algorithm>
+
+namespace forge::cpu {
+namespace {
+
+constexpr std::int64_t kLineBytes = 64;
+
+void prefetch_columns(const Matrix& m, std::int64_t row, std::int64_t col, std::int64_t n) {
+  const char* from = static_cast<const char*>(m.at(row, col));
+  for (std::int64_t i = 0; i < n * static_cast<std::int64_t>(size_of(m.dtype)); i += kLineBytes)
+    __builtin_prefetch(from + i, 1, 2);
+}
+
+// Calls f(offset, n) for each block of n columns.
+template <class F>
+void for_each_block(std::int64_t n, const F& f) {
+  for (std::int64_t j = 0; j < n; j += kRowBlock) f(j, std::min(kRowBlock, n - j));
+}
+
+}  // namespace
+
+RowStore::RowStore(const Stored& stored, Sign sign, Target target)
+    : stored_(stored),
+      codec_(format_half(target).codec(stored.format, sign)),
+      layout_{size_of(stored.values.dtype), size_of(stored.rest.dtype), info_of(stored.format).columns_of_rest} {}
+
+float* RowStore::place(std::int64_t row, std::int64_t col, float* buffer) const {
+  return in_place() ? static_cast<float*>(stored_.values.at(row, col)) : buffer;
+}
+
+float* RowStore::load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const {
+  if (!in_place()) codec_.decode(segment_at(stored_, row, col), layout_, n, buffer);
+  return place(row, col, buffer);
+}
+
+void RowStore::store(std::int64_t row, std::int64_t col, std::int64_t n, const float* x, const std::uint16_t* noise,
+                     int noise_byte) const {
+  if (in_place()) return;
+  Segment segment = segment_at(stored_, row, col);
+  segment.noise = noise;
+  segment.noise_byte = noise_byte;
+  codec_.encode(x, layout_, n, segment);
+}
+
+void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
+  prefetch_columns(stored_.values, row, col, n);
+  std::int64_t columns = layout_.columns_of_rest;
+  if (stored_.rest.data) prefetch_columns(stored_.rest, row, col / columns, (n + columns - 1) / columns);
+}
+
+const std::uint16_t* BlockNoise::of(std::uint32_t use) {
+  if (use != use_) {
+    noise_.use = use_ = use;
+    fill_(noise_, in_, row_, col_, n_, bits_);
+  }
+  return bits_;
+}
+
+RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target)
+    : n_stores_(static_cast<int>(1 + S.size())),
+      run_(rule_half(target).rule(rule.rule())),
+      rule_(rule),
+      scale_(scale),
+      noise_(W, target) {
+  stores_[0] = RowStore(W, Sign::any, target);
+  formats_[0] = W.format;
+  for (std::size_t k = 0; k < S.size(); ++k) {
+    stores_[1 + k] = RowStore(S[k], rule.rule().moments[k].sign, target);
+    formats_[1 + k] = S[k].format;
+  }
+}
+
+void RowOperation::store(int which, std::int64_t row, std::int64_t col, std::int64_t n, const float* x,
+                         BlockNoise& noise) const {
+  auto i = static_cast<std::size_t>(which);
+  if (info_of(formats_[i]).random_bits == 0) return stores_[i].store(row, col, n, x);
+  NoisePlace place = noise_place(formats_[i], which);
+  stores_[i].store(row, col, n, x, noise.of(place.use), place.byte);
+}
+
+void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const {
+  float buffers[1 + kMaxMoments][kRowBlock];
+  float* x[1 + kMaxMoments];
+  BlockNoise noise = noise_;
+  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
+    std::int64_t at = col + offset;
+    noise.move_to(row, at, block);
+    for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, at, block, buffers[i]);
+    run_(x[0], x + 1, g + offset, block, scale_, rule_.constants());
+    for (int i = 0; i < n_stores_; ++i) store(i, row, at, block, x[i], noise);
+  });
+}
+
+void RowOperation::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
+  for (int i = 0; i < n_stores_; ++i) stores_[static_cast<std::size_t>(i)].prefetch(row, col, n);
+}
+
+RowStorer::RowStorer(const Matrix& D, float scale, Target target)
+    : D_(D, Sign::any, target), scale_(scale), scaled_(rule_half(target).scaled) {}
+
+void RowStorer::store(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const {
+  float buffer[kRowBlock];
+  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
+    float* x = D_.place(row, col + offset, buffer);
+    scaled_(g + offset, block, scale_, x);
+    D_.store(row, col + offset, block, x);
+  });
+}
+
+}  // namespace forge::cpu
