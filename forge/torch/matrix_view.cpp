@@ -7,13 +7,13 @@
 #include <iterator>
 
 #include "forge/base/error.h"
-#include "forge/formats/list.h"
 
 namespace forge {
 namespace {
 
 // In the order of DType.
-constexpr at::ScalarType kScalarTypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
+constexpr at::ScalarType kScalarTypes[] = {at::kFloat, at::kBFloat16, at::kHalf,         at::kShort,
+                                           at::kChar,  at::kByte,     at::kFloat8_e4m3fn};
 
 void check_dense_on_cpu(const char* who, const char* what, const at::Tensor& t) {
   check(t.defined(), who, ": ", what, " is undefined");
@@ -31,15 +31,16 @@ std::optional<DType> dtype_of(at::ScalarType type) {
 
 at::ScalarType scalar_type_of(DType dtype) { return kScalarTypes[static_cast<std::size_t>(dtype)]; }
 
-bool is_stored(at::ScalarType type) {
+bool is_operand(at::ScalarType type) {
   auto dtype = dtype_of(type);
-  return dtype && FormatList::has(*dtype);
+  return dtype && is_number(*dtype);
 }
+
+bool is_stored(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16; }
 
 void check_operand(const char* who, const char* what, const at::Tensor& t) {
   check_dense_on_cpu(who, what, t);
-  check(dtype_of(t.scalar_type()).has_value(), who, ": ", what, " is ", t.scalar_type(),
-        ", expected Float, BFloat16 or Half");
+  check(is_operand(t.scalar_type()), who, ": ", what, " is ", t.scalar_type(), ", expected Float, BFloat16 or Half");
 }
 
 void check_stored(const char* who, const char* what, const at::Tensor& t) {

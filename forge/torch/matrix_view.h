@@ -13,7 +13,9 @@ namespace forge {
 std::optional<DType> dtype_of(at::ScalarType type);
 at::ScalarType scalar_type_of(DType dtype);
 
-// Weights, moments and materialized gradients may be of this type: one that the kernels have a format for.
+// Operands may be of this type: numbers that kernels read.
+bool is_operand(at::ScalarType type);
+// Parameters, plain moments and materialized gradients may be of this type: numbers that are stored as they are.
 bool is_stored(at::ScalarType type);
 
 // Throws Error unless t is a dense CPU tensor: an operand, which the gradient is made of, in any type that kernels

@@ -55,14 +55,17 @@ void step(const char* who, const at::Tensor& weight, const std::vector<at::Tenso
   }
   Gradient G(weight);
   add_terms(G, who, dY, X, scale);
-  update_tensor(weight, moments, G.expression(), rule);
+  std::vector<StoredTensor> stored(moments.begin(), moments.end());
+  update_tensor(weight, {}, stored, G.expression(), rule);
 }
 
 void adamw_step_(const at::Tensor& weight, const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq, at::TensorList dY,
                  at::TensorList X, std::int64_t step_count, double lr, double beta1, double beta2, double eps,
                  double weight_decay, bool maximize, double scale) {
-  AdamWOptions options{lr, beta1, beta2, eps, weight_decay, maximize};
-  step("adamw_step_", weight, {exp_avg, exp_avg_sq}, dY, X, scale, rules::AdamW::prepare(options, step_count));
+  AdamWOptions options{
+      .lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay, .maximize = maximize};
+  step("adamw_step_", weight, {exp_avg, exp_avg_sq}, dY, X, scale,
+       OptimizingOf<AdamWOptions>::prepare(options, step_count));
 }
 
 void sgd_step_(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer, at::TensorList dY,
@@ -72,10 +75,9 @@ void sgd_step_(const at::Tensor& weight, const std::optional<at::Tensor>& moment
   check(has_buffer == (momentum != 0), "sgd_step_: momentum is ", momentum, has_buffer ? " and a" : " and no",
         " momentum_buffer is given");
   SgdOptions options{lr, momentum, dampening, weight_decay, nesterov, maximize};
-  if (has_buffer)
-    step("sgd_step_", weight, {*momentum_buffer}, dY, X, scale, rules::SgdMomentum::prepare(options, step_count));
-  else
-    step("sgd_step_", weight, {}, dY, X, scale, rules::Sgd::prepare(options));
+  std::vector<at::Tensor> moments;
+  if (has_buffer) moments.push_back(*momentum_buffer);
+  step("sgd_step_", weight, moments, dY, X, scale, OptimizingOf<SgdOptions>::prepare(options, step_count));
 }
 
 at::Tensor materialize_terms(at::TensorList dY, at::TensorList X, double scale) {

@@ -60,7 +60,7 @@ TEST(Ops, AdamwStepIsTheOptimizersStep) {
     EXPECT_GT(w._version(), version);
   }
   EXPECT_TRUE(same_bits(W, w));
-  EXPECT_TRUE(same_bits(opt.state()[0].moments[1], v));
+  EXPECT_TRUE(same_bits(opt.state()[0].moments[1].values, v));
 }
 
 TEST(Ops, SgdStepWantsABufferExactlyWithMomentum) {

@@ -1,7 +1,11 @@
 #include "forge/torch/optimizer.h"
 
-#include <ATen/ops/zeros_like.h>
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <utility>
 
+#include "forge/base/hash.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/executor.h"
 #include "forge/torch/optimizer_impl.h"
@@ -9,40 +13,92 @@
 
 namespace forge {
 
-Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handles(h) {
-  check(!options.state_dtype || is_stored(*options.state_dtype), "Optimizer: state_dtype is ",
-        options.state_dtype.value_or(at::kFloat), ", expected Float or BFloat16");
+namespace {
+
+// The optimizer that has its groups itself.
+struct LocalImpl final : Optimizer::Impl {
+  using Choose = std::function<RuleStep(std::size_t group, const ParameterState& state)>;
+  using Advance = std::function<Progress(std::size_t group, const Progress& progress)>;
+  LocalImpl(OptimizerOptions o, Choose c, Advance a)
+      : Impl(std::move(o)), choose(std::move(c)), advance(std::move(a)) {}
+
+  RuleStep next_rule(std::size_t i) const override { return choose(group_of[i], state[i]); }
+  Progress next_progress(std::size_t i) const override { return advance(group_of[i], state[i].progress); }
+
+  Choose choose;
+  Advance advance;
+  std::vector<std::size_t> group_of;
+};
+
+bool is_compressed(Format format) { return info_of(format).columns_of_rest > 1; }
+
+void check_formats(const OptimizerOptions& o) {
+  check(!o.state_format || info_of(*o.state_format).for_moments, "Optimizer: state_format is ",
+        name_of(o.state_format.value_or(Format::fp32)),
+        ", which is for weights; give fp32, bf16, bf16_stochastic, int8 or fp8");
+  check(info_of(o.weight_format).for_weights && info_of(o.weight_format).values == DType::bf16,
+        "Optimizer: weight_format is ", name_of(o.weight_format),
+        "; give bf16, bf16_stochastic, bf16_plus16 or bf16_plus8. Weights of fp32 stay what they are");
 }
 
-void Optimizer::Impl::hold(const at::Tensor& parameter) {
+}  // namespace
+
+Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handles(h) { check_formats(options); }
+
+void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format) {
   check_stored("Optimizer", "a parameter", parameter);
   check(parameter.is_leaf() && (parameter.requires_grad() || handles), "Optimizer: the parameter of shape ",
         parameter.sizes(), " is not a leaf that requires a gradient");
   check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),
         " has strides ", parameter.strides(), ", which leave gaps or overlap; make it contiguous");
+  check(!state_format || info_of(*state_format).for_moments, "Optimizer: a group's state_format is ",
+        name_of(state_format.value_or(Format::fp32)),
+        ", which is for weights; give fp32, bf16, bf16_stochastic, int8 or fp8");
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
           " is given twice");
   Record::Settings settings{options.schedule, options.collapse, options.exact, handles};
   records.push_back(Record::make(parameter, settings, ledger, [this, i = state.size()] { update(i); }));
-  state.push_back({parameter, {}, 0});
+  state.push_back({.parameter = parameter, .low = {}, .moments = {}, .progress = {}});
+  state_formats.push_back(state_format);
+  names.push_back(fnv1a(name));
 }
 
 // ---- Updates ------------------------------------------------------------------------------------------------------
 
-at::Tensor Optimizer::Impl::new_moment(std::size_t i) {
+Format Optimizer::Impl::weight_format_of(std::size_t i) const {
+  return state[i].parameter.scalar_type() == at::kBFloat16 ? options.weight_format : Format::fp32;
+}
+
+Format Optimizer::Impl::state_format_of(std::size_t i, const Expression& G) const {
+  if (state_formats[i]) return *state_formats[i];
   const at::Tensor& parameter = state[i].parameter;
+  if (!options.state_format) return parameter.scalar_type() == at::kBFloat16 ? Format::bf16 : Format::fp32;
+  bool embedding =
+      std::any_of(G.terms.begin(), G.terms.end(), [](const Term& t) { return std::holds_alternative<Rows>(t); });
+  return is_compressed(*options.state_format) && (embedding || !is_large(parameter)) ? Format::fp32
+                                                                                     : *options.state_format;
+}
+
+StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment, const Expression& G) {
   ScopedPurpose purpose(Purpose::state);
-  return at::zeros_like(parameter, options.state_dtype.value_or(parameter.scalar_type())).requires_grad_(false);
+  return zeros_in_format(state[i].parameter, state_format_of(i, G), moment.sign);
 }
 
 void Optimizer::Impl::apply(std::size_t i, const Expression& G) {
   ParameterState& s = state[i];
   RuleStep rule = next_rule(i);
-  auto moments = static_cast<std::size_t>(moments_of(rule));
-  while (s.moments.size() < moments) s.moments.push_back(new_moment(i));
-  update_tensor(s.parameter, at::ArrayRef(s.moments).slice(0, moments), G, rule);
-  ++s.step;
+  Progress next = next_progress(i);
+  std::span<const Moment> moments = rule.rule().moments;
+  while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()], G));
+  Format format = weight_format_of(i);
+  if (info_of(format).has_rest && !s.low.defined()) {
+    ScopedPurpose purpose(Purpose::state);
+    s.low = zeros_of_rest(s.parameter, format);
+  }
+  Noise noise = {.seed = options.seed, .parameter = names[i], .step = s.progress.step};
+  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule);
+  s.progress = next;
   store(i);
 }
 
@@ -77,6 +133,16 @@ void Optimizer::Impl::step() {
 Optimizer::Optimizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Optimizer::~Optimizer() = default;
 
+void Optimizer::check_held() const {
+  check(!impl_->state.empty(), "Optimizer: there is no parameter");
+  bool any_bf16 = std::any_of(impl_->state.begin(), impl_->state.end(),
+                              [](const ParameterState& s) { return s.parameter.scalar_type() == at::kBFloat16; });
+  check(any_bf16 || impl_->options.weight_format == Format::bf16, "Optimizer: weight_format is ",
+        name_of(impl_->options.weight_format),
+        ", which is for bf16 weights, and no parameter is bf16; convert the model "
+        "first (model.bfloat16()), or leave weight_format out");
+}
+
 void Optimizer::step() { impl_->step(); }
 
 void Optimizer::zero_grad() {
@@ -105,8 +171,8 @@ MemoryReport Optimizer::memory() const {
     if (record) record->note_grad();
   MemoryReport r = report(*impl_->ledger, [](const Bytes& b) { return b.now(); });
   for (const ParameterState& s : impl_->state) {
-    r.weights += static_cast<std::int64_t>(s.parameter.nbytes());
-    for (const at::Tensor& moment : s.moments) r.state += static_cast<std::int64_t>(moment.nbytes());
+    r.weights += static_cast<std::int64_t>(s.parameter.nbytes() + (s.low.defined() ? s.low.nbytes() : 0));
+    for (const StoredTensor& moment : s.moments) r.state += moment.bytes();
   }
   for (const auto& [reason, times] : impl_->ledger->collapses) r.collapses += times;
   return r;
@@ -126,6 +192,17 @@ void Optimizer::reset_peak_memory() {
   impl_->ledger->dense_matrices.reset_peak();
   impl_->ledger->dense_vectors.reset_peak();
   impl_->ledger->gradients.reset_peak();
+}
+
+GroupedOptimizer::GroupedOptimizer(OptimizerOptions options)
+    : Optimizer(std::make_unique<LocalImpl>(
+          std::move(options), [this](std::size_t group, const ParameterState& s) { return rule(group, s); },
+          [this](std::size_t group, const Progress& p) { return next(group, p); })) {}
+
+void GroupedOptimizer::hold(const at::Tensor& parameter, std::size_t group, std::optional<Format> state_format) {
+  auto& impl = static_cast<LocalImpl&>(*impl_);
+  impl.hold(parameter, std::to_string(impl.state.size()), state_format);
+  impl.group_of.push_back(group);
 }
 
 }  // namespace forge

@@ -4,20 +4,24 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "forge/rules/list.h"
 #include "forge/torch/gradient.h"
 #include "forge/torch/options.h"
+#include "forge/torch/stored_tensor.h"
 
 namespace forge {
 
 // One parameter with its state. A parameter that has not been updated yet has no moments.
 struct ParameterState {
   at::Tensor parameter;
-  std::vector<at::Tensor> moments;  // of the parameter's shape
-  std::int64_t step = 0;            // updates so far
+  at::Tensor low;  // what weight_format keeps beside a bf16 parameter; undefined before the first update
+  std::vector<StoredTensor> moments;  // in the order of the rule's
+  Progress progress;                  // of the next update
 };
 
 // What an optimizer holds at this moment, in bytes.
@@ -57,7 +61,24 @@ class Optimizer {
 
  protected:
   explicit Optimizer(std::unique_ptr<Impl> impl);
+  // Throws Error where nothing is held, or no parameter can have a format that was asked for.
+  void check_held() const;
+
   std::unique_ptr<Impl> impl_;
+};
+
+// An optimizer that has its groups of parameters itself.
+class GroupedOptimizer : public Optimizer {
+ public:
+  // The learning rate of all groups.
+  virtual void set_lr(double lr) = 0;
+
+ protected:
+  explicit GroupedOptimizer(OptimizerOptions options);
+  void hold(const at::Tensor& parameter, std::size_t group, std::optional<Format> state_format);
+  // The constants of the parameter's next update, and where the one after it stands.
+  virtual RuleStep rule(std::size_t group, const ParameterState& state) const = 0;
+  virtual Progress next(std::size_t group, const Progress& progress) const = 0;
 };
 
 // Parameters that share options.
@@ -65,26 +86,69 @@ template <class RuleOptions>
 struct ParamGroup {
   std::vector<at::Tensor> params;
   RuleOptions options = {};
+  // For all moments of these parameters, small ones and embeddings too; none: as OptimizerOptions say.
+  std::optional<Format> state_format = std::nullopt;
 };
 
 // An optimizer of one rule. A change of groups()[i].options acts at the next update.
 // Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16 on the CPU,
-// has gaps between its elements, or is held by another optimizer that is still alive.
-class AdamW final : public Optimizer {
+// has gaps between its elements, or is held by another optimizer that is still alive; where an option is out of range,
+// or a format is asked for that no parameter can have.
+template <class RuleOptions>
+class OptimizerOf final : public GroupedOptimizer {
  public:
-  explicit AdamW(std::vector<at::Tensor> params, AdamWOptions rule = {}, OptimizerOptions options = {});
-  explicit AdamW(std::vector<ParamGroup<AdamWOptions>> groups, OptimizerOptions options = {});
-  ~AdamW() override;
-  std::vector<ParamGroup<AdamWOptions>>& groups();
+  using Group = ParamGroup<RuleOptions>;
+  explicit OptimizerOf(std::vector<at::Tensor> params, RuleOptions rule = {}, OptimizerOptions options = {})
+      : OptimizerOf({Group{.params = std::move(params), .options = rule}}, std::move(options)) {}
+  explicit OptimizerOf(std::vector<Group> groups, OptimizerOptions options = {})
+      : GroupedOptimizer(std::move(options)), groups_(std::move(groups)) {
+    for (std::size_t i = 0; i < groups_.size(); ++i) {
+      rule(i, {});  // refuses options out of range now, not at the first step
+      for (const at::Tensor& parameter : groups_[i].params) hold(parameter, i, groups_[i].state_format);
+    }
+    check_held();
+  }
+
+  std::vector<Group>& groups() { return groups_; }
+  void set_lr(double lr) override {
+    for (Group& group : groups_) group.options.lr = lr;
+  }
+
+ private:
+  RuleStep rule(std::size_t group, const ParameterState& state) const override {
+    Progress progress = state.progress;
+    if constexpr (!counts_steps<RuleOptions>()) progress.step = state.moments.empty() ? 1 : 2;
+    return OptimizingOf<RuleOptions>::prepare(groups_[group].options, progress);
+  }
+  Progress next(std::size_t group, const Progress& progress) const override {
+    return OptimizingOf<RuleOptions>::next(groups_[group].options, progress);
+  }
+
+  std::vector<Group> groups_;
 };
 
-class SGD final : public Optimizer {
- public:
-  explicit SGD(std::vector<at::Tensor> params, SgdOptions rule = {}, OptimizerOptions options = {});
-  explicit SGD(std::vector<ParamGroup<SgdOptions>> groups, OptimizerOptions options = {});
-  ~SGD() override;
-  std::vector<ParamGroup<SgdOptions>>& groups();
-};
+using SGD = OptimizerOf<SgdOptions>;
+using Adam = OptimizerOf<AdamOptions>;
+using AdamW = OptimizerOf<AdamWOptions>;
+using NAdam = OptimizerOf<NAdamOptions>;
+using RAdam = OptimizerOf<RAdamOptions>;
+using Adamax = OptimizerOf<AdamaxOptions>;
+using Adagrad = OptimizerOf<AdagradOptions>;
+using Adadelta = OptimizerOf<AdadeltaOptions>;
+using RMSprop = OptimizerOf<RMSpropOptions>;
+using Rprop = OptimizerOf<RpropOptions>;
+using ASGD = OptimizerOf<AsgdOptions>;
+using Lion = OptimizerOf<LionOptions>;
+using Signum = OptimizerOf<SignumOptions>;
+using Adan = OptimizerOf<AdanOptions>;
+using AdEMAMix = OptimizerOf<AdEMAMixOptions>;
+using ADOPT = OptimizerOf<AdoptOptions>;
+using ScheduleFreeAdamW = OptimizerOf<ScheduleFreeAdamWOptions>;
+using ScheduleFreeSGD = OptimizerOf<ScheduleFreeSGDOptions>;
+using SophiaG = OptimizerOf<SophiaGOptions>;
+using MARS = OptimizerOf<MarsOptions>;
+using Grams = OptimizerOf<GramsOptions>;
+using CautiousAdamW = OptimizerOf<CautiousAdamWOptions>;
 
 // ‖G‖ over all parameters that have a gradient; each gradient's scale is multiplied by min(1, max_norm / (norm +
 // 1e-6)), as torch.nn.utils.clip_grad_norm_ does. Returns the norm before clipping. A non-finite norm leaves the

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,45 +21,37 @@ struct Optimizer::Impl {
   explicit Impl(OptimizerOptions o, bool handles = false);
   virtual ~Impl() = default;
 
-  // The constants of parameter i's next update.
+  // The constants of parameter i's next update, and where the one after it stands.
   virtual RuleStep next_rule(std::size_t i) const = 0;
+  virtual Progress next_progress(std::size_t i) const = 0;
   // Brings state[i] up to date with the host before it is read, and the host with state[i] after an update.
   virtual void load(std::size_t) {}
   virtual void store(std::size_t) {}
-  // A zero moment for parameter i.
-  virtual at::Tensor new_moment(std::size_t i);
+  // A zero moment for parameter i, and the lower part of its weight.
+  virtual StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G);
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
-  void hold(const at::Tensor& parameter);
+  // name: of the parameter, for its noise.
+  void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format);
   void update(std::size_t i);
   void apply(std::size_t i, const Expression& G);
   void step();
 
+  // Moments of fewer than 16 bits are for large matrices.
+  static bool is_large(const at::Tensor& parameter) {
+    return parameter.dim() >= 2 && parameter.numel() >= kLeastCompressed;
+  }
+  // What a new moment is kept in, and the weight.
+  Format state_format_of(std::size_t i, const Expression& G) const;
+  Format weight_format_of(std::size_t i) const;
+
   OptimizerOptions options;
   bool handles;
   std::vector<ParameterState> state;
+  std::vector<std::optional<Format>> state_formats;  // asked for by the groups
+  std::vector<std::uint32_t> names;                  // hashed
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();
   std::vector<std::shared_ptr<Record>> records;  // one for each state
-};
-
-// What a rule adds: its groups. The rule is told the parameter's state before the update.
-template <class Options, RuleStep (*prepare)(const Options&, const ParameterState&)>
-struct GroupedImpl final : Optimizer::Impl {
-  GroupedImpl(std::vector<ParamGroup<Options>> g, OptimizerOptions o) : Impl(std::move(o)), groups(std::move(g)) {
-    for (std::size_t i = 0; i < groups.size(); ++i) {
-      prepare(groups[i].options, {});  // refuses options out of range now, not at the first step
-      for (const at::Tensor& parameter : groups[i].params) {
-        hold(parameter);
-        group_of.push_back(i);
-      }
-    }
-    check(!state.empty(), "Optimizer: there is no parameter");
-  }
-
-  RuleStep next_rule(std::size_t i) const override { return prepare(groups[group_of[i]].options, state[i]); }
-
-  std::vector<ParamGroup<Options>> groups;
-  std::vector<std::size_t> group_of;
 };
 
 }  // namespace forge

@@ -29,8 +29,10 @@ TEST(Optimizer, RefusesParametersThatItCannotHold) {
   EXPECT_THAT([&] { AdamW({at::zeros({2}, at::kMeta).requires_grad_()}); }, throws("on meta"));
   EXPECT_THAT([&] { AdamW({at::zeros({2, 3}).slice(1, 0, 2).detach().requires_grad_()}); }, throws("contiguous"));
   EXPECT_THAT([&] { AdamW({W}, {.beta1 = 1}); }, throws("beta1"));
-  EXPECT_THAT([&] { AdamW({W}, {}, {.state_dtype = at::kDouble}); }, throws("state_dtype"));
-  EXPECT_THAT([&] { AdamW({W}, {}, {.state_dtype = at::kHalf}); }, throws("state_dtype is Half, expected Float or"));
+  EXPECT_THAT([&] { AdamW({W}, {}, {.state_format = Format::bf16_plus8}); }, throws("state_format is bf16_plus8"));
+  EXPECT_THAT([&] { AdamW({W}, {}, {.weight_format = Format::int8}); }, throws("weight_format is int8"));
+  EXPECT_THAT([&] { AdamW({W}, {}, {.weight_format = Format::bf16_plus8}); }, throws("no parameter is bf16"));
+  EXPECT_THAT([&] { AdamW({{.params = {W}, .state_format = Format::bf16_plus16}}); }, throws("a group's state_format"));
   EXPECT_THAT([&] { AdamW({parameter(at::zeros({2}, at::kHalf))}); }, throws("a parameter is Half, expected Float or"));
   AdamW opt({W});
   EXPECT_THAT([&] { SGD({W}); }, throws("held by another optimizer"));
@@ -91,13 +93,13 @@ TEST(AdamW, FollowsTorchsFormulaOnMatricesAndVectors) {
     scalar2.update(scalar.grad(), options);
     opt.step();
   }
-  EXPECT_EQ(opt.state()[0].step, 4);
+  EXPECT_EQ(opt.state()[0].progress.step, 5);
   // Each step rounds the weight a few times and moves it by about lr.
   auto bound = [](const at::Tensor& w) { return w.detach().abs() * (4 * 4 * 0x1p-24) + 4 * 16 * 0.01 * 0x1p-24; };
   EXPECT_TRUE(within(W, W2.w, bound(W)));
   EXPECT_TRUE(within(b, b2.w, bound(b)));
   EXPECT_TRUE(within(scalar, scalar2.w, bound(scalar)));
-  EXPECT_TRUE(within(opt.state()[0].moments[0], W2.m, W2.m.abs().max().expand({6, 8}) * (16 * 0x1p-24)));
+  EXPECT_TRUE(within(opt.state()[0].moments[0].values, W2.m, W2.m.abs().max().expand({6, 8}) * (16 * 0x1p-24)));
 }
 
 TEST(SGD, FollowsTorchsFormula) {
@@ -158,20 +160,20 @@ TEST(Optimizer, SkipsAParameterWithoutAGradientButNotAZeroGradient) {
   forge::linear(at::zeros({0, 8}), used).sum().backward();
   opt.step();
   EXPECT_TRUE(same_bits(unused, before));
-  EXPECT_EQ(opt.state()[1].step, 0);
+  EXPECT_EQ(opt.state()[1].progress.step, 1);
   EXPECT_TRUE(opt.state()[1].moments.empty());
-  EXPECT_EQ(opt.state()[0].step, 1);
+  EXPECT_EQ(opt.state()[0].progress.step, 2);
   EXPECT_FALSE(used.equal(used_before)) << "T = 0 is a zero gradient: the weight decays";
 }
 
 TEST(Optimizer, KeepsStateInTheWeightsDtypeUnlessToldOtherwise) {
-  for (auto [asked, expected] : {std::pair<std::optional<at::ScalarType>, at::ScalarType>{std::nullopt, at::kBFloat16},
-                                 {at::kFloat, at::kFloat}}) {
+  for (auto [asked, expected] :
+       {std::pair<std::optional<Format>, at::ScalarType>{std::nullopt, at::kBFloat16}, {Format::fp32, at::kFloat}}) {
     at::Tensor W = parameter(random({4, 8}, 1, at::kBFloat16));
-    AdamW opt({W}, {}, {.state_dtype = asked});
+    AdamW opt({W}, {}, {.state_format = asked});
     forge::linear(random({3, 8}, 2, at::kBFloat16), W).sum().backward();
     opt.step();
-    EXPECT_EQ(opt.state()[0].moments[1].scalar_type(), expected);
+    EXPECT_EQ(opt.state()[0].moments[1].values.scalar_type(), expected);
     EXPECT_EQ(opt.memory().state, 2 * 32 * static_cast<std::int64_t>(c10::elementSize(expected)));
   }
 }

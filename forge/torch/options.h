@@ -1,8 +1,9 @@
 #pragma once
 
-#include <c10/core/ScalarType.h>
-
+#include <cstdint>
 #include <optional>
+
+#include "forge/formats/format.h"
 
 namespace forge {
 
@@ -25,8 +26,17 @@ struct OptimizerOptions {
   Collapse collapse = Collapse::automatic;
   // Norms by the chain only, dense gradients in fp32: the same bits as the two-phase baseline, clipped or not.
   bool exact = false;
-  // fp32 or bf16; none: each weight's own dtype, as in torch.
-  std::optional<c10::ScalarType> state_dtype = std::nullopt;
+  // How moments are kept: fp32, bf16, bf16_stochastic, int8 or fp8; none: in each weight's own dtype, as in torch. Of fewer than 16 bits
+  // only those of large matrices that are no embeddings, whose rare rows would lose most: the others are fp32.
+  std::optional<Format> state_format = std::nullopt;
+  // How bf16 weights are kept and rounded: bf16 (to nearest), bf16_stochastic, bf16_plus16 or bf16_plus8. Weights of
+  // fp32 stay what they are.
+  Format weight_format = Format::bf16;
+  // Of the noise that stochastic rounding takes.
+  std::uint64_t seed = 0;
 };
+
+// Matrices of fewer elements keep moments of at least 16 bits, unless their group asks for a format.
+constexpr std::int64_t kLeastCompressed = 4096;
 
 }  // namespace forge

@@ -4,12 +4,13 @@
 
 #include "forge/gradient/terms.h"
 #include "forge/rules/list.h"
+#include "forge/torch/stored_tensor.h"
 
 namespace forge {
 
 // W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel. The version counters of what is
 // written move, so that autograd notices a later use of what it saved.
-void update_tensor(const at::Tensor& weight, at::ArrayRef<at::Tensor> moments, const Expression& G,
-                   const RuleStep& rule);
+void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
+                   const Expression& G, const RuleStep& rule);
 
 }  // namespace forge

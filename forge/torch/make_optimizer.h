@@ -1,0 +1,32 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "forge/torch/optimizer.h"
+
+namespace forge {
+
+// Options of a rule by name, for programs that take them from their user; flags are 0 or 1. What is not there has its
+// default.
+using RuleValues = std::map<std::string, double>;
+
+// An optimizer of RuleList by its name, in any case: "AdamW", "adamw". Throws Error with what there is where the name
+// or an option is unknown, and for what the optimizer itself refuses.
+std::unique_ptr<GroupedOptimizer> make_optimizer(const std::string& name, std::vector<ParamGroup<RuleValues>> groups,
+                                                 OptimizerOptions options);
+
+// The names as they are written on a command line, in the order of RuleList: "sgd", "adam", …
+std::vector<std::string> optimizer_names();
+
+// One option of one optimizer.
+struct RuleOption {
+  std::string name;
+  double initial;
+  bool flag;
+};
+std::vector<RuleOption> options_of_optimizer(const std::string& name);
+
+}  // namespace forge
