@@ -5,9 +5,12 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "forge/base/hash.h"
 #include "forge/torch/optimizer_impl.h"
 #include "python/bindings/torch_rules.h"
 
@@ -28,28 +31,42 @@ struct HostedImpl final : Optimizer::Impl {
     py::object parameter;
     py::dict group;
     bool distributed;
-    std::vector<py::object> new_moments;  // made by this update, not handed to the host yet
+    std::vector<std::pair<std::string, py::object>> made;  // by this update, not handed to the host yet
   };
 
   HostedImpl(py::handle h, const TorchRule& r, OptimizerOptions o)
-      : Impl(std::move(o), /*handles=*/true), host(h), rule(r) {}
+      : Impl(std::move(o), /*handles=*/true), host(h), rule(&r) {}
   ~HostedImpl() override {
     py::gil_scoped_acquire lock;
     entries.clear();
   }
 
-  void add(const py::object& parameter, const py::dict& group) {
+  void add(const py::object& parameter, const py::dict& group, const std::string& name) {
     bool distributed = is_dtensor(parameter);
+    std::optional<Format> format;
+    if (group.contains("state_format") && !group["state_format"].is_none())
+      format = format_of(group["state_format"].cast<std::string>());
     if (distributed) {
-      check(options.schedule == Schedule::at_step,
-            "a DTensor parameter (FSDP2) is updated from its reduced gradient, so not in backward; use "
-            "schedule=\"at_step\"");
+      check_distributed(format);
       records.push_back(nullptr);
-      state.push_back({local(parameter), {}, 0});
+      state.push_back({.parameter = local(parameter), .low = {}, .moments = {}, .progress = {}});
+      state_formats.push_back(format);
+      names.push_back(fnv1a(name));
     } else {
-      hold(parameter.cast<at::Tensor>());
+      hold(parameter.cast<at::Tensor>(), name, format);
     }
     entries.push_back({parameter, group, distributed, {}});
+  }
+
+  void check_distributed(std::optional<Format> group_format) const {
+    check(options.schedule == Schedule::at_step,
+          "a DTensor parameter (FSDP2) is updated from its reduced gradient, so not in backward; use "
+          "schedule=\"at_step\"");
+    Format format = group_format.value_or(options.state_format.value_or(Format::fp32));
+    check(!info_of(format).has_rest && options.weight_format == Format::bf16,
+          "a DTensor parameter (FSDP2) is kept in fp32 or bf16, with moments of fp32 or bf16; leave weight_format out, "
+          "and state_format ",
+          name_of(format), " too");
   }
 
   // None where the host has no state for it.
@@ -59,75 +76,143 @@ struct HostedImpl final : Optimizer::Impl {
     return py::reinterpret_borrow<py::object>(found ? found : py::handle(Py_None));
   }
 
+  // Without a count of steps the first update is told by its moments.
+  Progress progress_of(std::size_t i) const {
+    Progress progress = state[i].progress;
+    if (!rule->counts_steps) progress.step = state[i].moments.empty() ? 1 : 2;
+    return progress;
+  }
   RuleStep next_rule(std::size_t i) const override {
     py::gil_scoped_acquire lock;
-    return rule.prepare(entries[i].group, state[i].step);
+    return rule->prepare(entries[i].group, progress_of(i));
   }
+  Progress next_progress(std::size_t i) const override {
+    py::gil_scoped_acquire lock;
+    return rule->next(entries[i].group, state[i].progress);
+  }
+
+  // The steps that SGD does not count matter where noise depends on them.
+  bool keeps_step(std::size_t i) const { return rule->counts_steps || weight_format_of(i) == Format::bf16_stochastic; }
 
   void load(std::size_t i) override {
     py::gil_scoped_acquire lock;
     ParameterState& s = state[i];
     s.moments.clear();
-    s.step = 0;
-    entries[i].new_moments.clear();
+    s.low = at::Tensor();
+    s.progress = {};
+    entries[i].made.clear();
     py::object of_host = host_state(i);
     if (of_host.is_none()) return;
-    for (const char* key : rule.moments) {
-      py::object moment = of_host.attr("get")(key);
-      if (moment.is_none()) break;
-      s.moments.push_back(usable_moment(i, key, moment, of_host));
+    const RuleInfo& info = rule->prepare(entries[i].group, {}).rule();
+    for (const Moment& moment : info.moments) {
+      py::object value = of_host.attr("get")(moment.key);
+      if (value.is_none()) break;
+      s.moments.push_back(usable_moment(i, moment, value, of_host));
     }
-    if (!rule.counts_steps)
-      s.step = s.moments.empty() ? 0 : 1;
-    else if (py::object step = of_host.attr("get")("step"); !step.is_none())
-      s.step = static_cast<std::int64_t>(PyFloat_AsDouble(step.ptr()));
+    load_low(i, of_host);
+    load_progress(i, info, of_host);
   }
 
-  // The host's moment, or where kernels cannot use it as it is, a copy that replaces it.
-  at::Tensor usable_moment(std::size_t i, const char* key, const py::object& moment, const py::object& of_host) {
+  void load_low(std::size_t i, const py::object& of_host) {
+    py::object low = of_host.attr("get")(kLowKey);
+    if (low.is_none() || !info_of(weight_format_of(i)).has_rest) return;
+    at::Tensor t = low.cast<at::Tensor>();
+    at::ScalarType type = scalar_type_of(info_of(weight_format_of(i)).rest);
+    check(t.scalar_type() == type && t.sizes() == state[i].parameter.sizes(), "state: \"", kLowKey, "\" is ",
+          t.scalar_type(), " of ", t.sizes(), ", expected ", type, " of ", state[i].parameter.sizes(),
+          "; it was saved with another weight_format");
+    state[i].low = in_layout_of(state[i].parameter, t);
+  }
+
+  void load_progress(std::size_t i, const RuleInfo& info, const py::object& of_host) {
+    py::object step = of_host.attr("get")("step");
+    if (step.is_none()) return;
+    Progress& progress = state[i].progress;
+    progress.step = static_cast<std::int64_t>(PyFloat_AsDouble(step.ptr())) + 1;
+    if (progress.step == 1) return;
+    for (std::size_t k = 0; k < info.scalars.size(); ++k) {
+      py::object scalar = of_host.attr("get")(info.scalars[k]);
+      check(!scalar.is_none(), "state: there is a \"step\" and no \"", info.scalars[k], "\"");
+      progress.scalars[k] = PyFloat_AsDouble(scalar.ptr());
+    }
+  }
+
+  // The host's moment, or where it is not in the format that is asked for, a copy that replaces it.
+  StoredTensor usable_moment(std::size_t i, const Moment& moment, const py::object& value, const py::object& of_host) {
     const at::Tensor& parameter = state[i].parameter;
-    at::Tensor t = local(moment);
-    check(t.sizes() == parameter.sizes(), "state: \"", key, "\" is ", t.sizes(), " for a parameter of shape ",
+    at::Tensor t = local(value);
+    check(t.sizes() == parameter.sizes(), "state: \"", moment.key, "\" is ", t.sizes(), " for a parameter of shape ",
           parameter.sizes());
-    auto dtype = options.state_dtype.value_or(is_stored(t.scalar_type()) ? t.scalar_type() : at::kFloat);
-    at::Tensor usable = in_layout_of(parameter, t.to(dtype));
-    if (usable.is_same(t)) return t;
-    check(!entries[i].distributed, "state: \"", key, "\" of a DTensor parameter is ", t.scalar_type(), ", expected ",
-          dtype);
-    of_host[key] = usable;
+    StoredTensor there = stored_moment(moment, t, of_host);
+    Format format = wanted_format(i, there.format);
+    if (format == Format::bf16_stochastic && there.format == Format::bf16) there.format = format;  // the same bits
+    StoredTensor usable = in_format(there, format, moment.sign);
+    usable.values = in_layout_of(parameter, usable.values);
+    if (usable.values.is_same(t)) return usable;
+    check(!entries[i].distributed, "state: \"", moment.key, "\" of a DTensor parameter is ", t.scalar_type(),
+          ", expected ", scalar_type_of(info_of(format).values));
+    of_host[moment.key] = usable.values;
+    of_host.attr("pop")(scale_key(moment), py::none());
+    if (usable.rest.defined()) of_host[scale_key(moment).c_str()] = usable.rest;
     return usable;
   }
 
-  at::Tensor new_moment(std::size_t i) override {
+  // What a checkpoint brought stays as it is where nothing else is asked for.
+  Format wanted_format(std::size_t i, Format there) const {
+    if (state_formats[i]) return *state_formats[i];
+    if (!options.state_format) return there;
+    bool compressed = info_of(*options.state_format).columns_of_rest > 1;
+    // Small ones and embeddings are not compressed; what they are was decided when they were made.
+    return compressed && there == Format::fp32 && !is_large(state[i].parameter) ? there : *options.state_format;
+  }
+
+  static std::string scale_key(const Moment& moment) { return std::string(moment.key) + "_scale"; }
+
+  static StoredTensor stored_moment(const Moment& moment, const at::Tensor& t, const py::object& of_host) {
+    if (is_stored(t.scalar_type())) return t;
+    py::object scale = of_host.attr("get")(scale_key(moment));
+    if (scale.is_none()) return t.to(at::kFloat);
+    Format format = t.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8;
+    return {format, t, scale.cast<at::Tensor>()};
+  }
+
+  StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G) override {
     py::gil_scoped_acquire lock;
     Entry& e = entries[i];
-    py::object moment;
     if (e.distributed) {
       py::object zeros_like = py::module_::import("torch").attr("zeros_like");
-      auto dtype = options.state_dtype.value_or(state[i].parameter.scalar_type());
-      moment = zeros_like(e.parameter.attr("detach")(), py::arg("dtype") = dtype);
-    } else {
-      moment = py::cast(Impl::new_moment(i));
+      at::ScalarType type = scalar_type_of(info_of(state_format_of(i, G)).values);
+      py::object zeros = zeros_like(e.parameter.attr("detach")(), py::arg("dtype") = type);
+      e.made.emplace_back(moment.key, zeros);
+      return local(zeros);
     }
-    return local(e.new_moments.emplace_back(std::move(moment)));
+    StoredTensor zeros = Impl::new_moment(i, moment, G);
+    e.made.emplace_back(moment.key, py::cast(zeros.values));
+    if (zeros.rest.defined()) e.made.emplace_back(scale_key(moment), py::cast(zeros.rest));
+    return zeros;
   }
 
   void store(std::size_t i) override {
     py::gil_scoped_acquire lock;
     Entry& e = entries[i];
+    const ParameterState& s = state[i];
     py::object of_host = host.attr("state")[e.parameter];
-    std::size_t known = state[i].moments.size() - e.new_moments.size();
-    if (rule.counts_steps) store_step(of_host, state[i].step);
-    for (std::size_t k = 0; k < e.new_moments.size(); ++k) of_host[rule.moments[known + k]] = e.new_moments[k];
-    e.new_moments.clear();
+    if (keeps_step(i)) store_scalar(of_host, "step", static_cast<double>(s.progress.step - 1));
+    std::span<const char* const> scalars = rule->prepare(e.group, {}).rule().scalars;
+    for (std::size_t k = 0; k < scalars.size(); ++k) store_scalar(of_host, scalars[k], s.progress.scalars[k]);
+    if (s.low.defined()) of_host[kLowKey] = s.low;
+    for (auto& [key, moment] : e.made) of_host[key.c_str()] = moment;
+    e.made.clear();
   }
 
-  static void store_step(const py::object& of_host, std::int64_t step) {
-    py::object there = of_host.attr("get")("step");
-    if (THPVariable_Check(there.ptr()))
-      there.cast<at::Tensor>().fill_(step);
+  // As torch.optim keeps it: a tensor of one fp32 number; of one double where fp32 would round it.
+  static void store_scalar(const py::object& of_host, const char* key, double value) {
+    py::object there = of_host.attr("get")(key);
+    bool exact = static_cast<double>(static_cast<float>(value)) == value;
+    if (exact && THPVariable_Check(there.ptr()))
+      there.cast<at::Tensor>().fill_(value);
     else
-      of_host["step"] = at::scalar_tensor(step, at::kFloat);
+      of_host[key] = at::scalar_tensor(value, exact ? at::kFloat : at::kDouble);
   }
 
   WholeGradient gradient_of(std::size_t i) override {
@@ -139,20 +224,35 @@ struct HostedImpl final : Optimizer::Impl {
     return {state[i].parameter, grad.is_none() ? at::Tensor() : local(grad)};
   }
 
+  static constexpr const char* kLowKey = "weight_low";
+
   py::handle host;
-  const TorchRule& rule;
+  const TorchRule* rule;
   std::vector<Entry> entries;
 };
 
 HostedOptimizer::HostedOptimizer(py::handle host, const std::string& rule, OptimizerOptions options)
     : Optimizer(std::make_unique<HostedImpl>(host, torch_rule(rule), std::move(options))) {}
 
-void HostedOptimizer::add(const py::object& parameter, const py::dict& group) {
-  static_cast<HostedImpl&>(*impl_).add(parameter, group);
+void HostedOptimizer::add(const py::object& parameter, const py::dict& group, const std::string& name) {
+  static_cast<HostedImpl&>(*impl_).add(parameter, group, name);
 }
 
 void HostedOptimizer::check_group(const py::dict& group) const {
-  static_cast<HostedImpl&>(*impl_).rule.prepare(group, 0);
+  static_cast<HostedImpl&>(*impl_).rule->prepare(group, {});
+}
+
+void HostedOptimizer::check_formats() const { check_held(); }
+
+void HostedOptimizer::step_by(const std::string& rule) {
+  auto& impl = static_cast<HostedImpl&>(*impl_);
+  const TorchRule* usual = std::exchange(impl.rule, &torch_rule(rule));
+  struct Restore {
+    HostedImpl& impl;
+    const TorchRule* rule;
+    ~Restore() { impl.rule = rule; }
+  } restore{impl, usual};
+  step();
 }
 
 const std::map<std::string, std::int64_t>& HostedOptimizer::collapses() const { return impl_->ledger->collapses; }

@@ -23,9 +23,14 @@ class HostedOptimizer final : public Optimizer {
 
   // A parameter and the group (a dict) whose values it follows. A DTensor is updated by its local part, from its
   // ordinary gradient. Throws Error for what Optimizer refuses; a parameter may be frozen.
-  void add(const pybind11::object& parameter, const pybind11::dict& group);
+  // name: the parameter's, which stochastic rounding is keyed by.
+  void add(const pybind11::object& parameter, const pybind11::dict& group, const std::string& name);
   // Every value of a group that the rule reads is checked.
   void check_group(const pybind11::dict& group) const;
+  // Once all parameters are there: a format that none of them can have is refused.
+  void check_formats() const;
+  // A step by another rule (torch_rules.h) on the same state.
+  void step_by(const std::string& rule);
 
   // How often terms were multiplied out, by reason.
   const std::map<std::string, std::int64_t>& collapses() const;

@@ -13,7 +13,9 @@
 #include "forge/torch/functional.h"
 #include "forge/torch/handle.h"
 #include "forge/torch/record.h"
+#include "forge/torch/stored_tensor.h"
 #include "python/bindings/hosted_optimizer.h"
+#include "python/bindings/torch_rules.h"
 
 namespace py = pybind11;
 
@@ -64,14 +66,17 @@ class PythonHandles final : public GradientHandles {
 };
 
 OptimizerOptions options_of(const std::string& schedule, const std::string& collapse, bool exact,
-                            std::optional<at::ScalarType> state_dtype) {
+                            const std::optional<std::string>& state_format,
+                            const std::optional<std::string>& weight_format, std::uint64_t seed) {
   check(schedule == "at_step" || schedule == "in_backward", "schedule is \"", schedule,
         "\", expected \"at_step\" or \"in_backward\"");
   check(collapse == "auto" || collapse == "never", "collapse is \"", collapse, "\", expected \"auto\" or \"never\"");
   return {.schedule = schedule == "at_step" ? Schedule::at_step : Schedule::in_backward,
           .collapse = collapse == "auto" ? Collapse::automatic : Collapse::never,
           .exact = exact,
-          .state_dtype = state_dtype};
+          .state_format = state_format ? std::optional(format_of(*state_format)) : std::nullopt,
+          .weight_format = weight_format ? format_of(*weight_format) : Format::bf16,
+          .seed = seed};
 }
 
 const char* kind_of(const Outer&) { return "dYᵀX"; }
@@ -118,11 +123,15 @@ py::dict as_dict(const MemoryReport& r) {
 void define_optimizer(py::module_& m) {
   py::class_<HostedOptimizer>(m, "HostedOptimizer")
       .def(py::init([](py::handle host, const std::string& rule, const std::string& schedule,
-                       const std::string& collapse, bool exact, std::optional<at::ScalarType> state_dtype) {
-        return std::make_unique<HostedOptimizer>(host, rule, options_of(schedule, collapse, exact, state_dtype));
+                       const std::string& collapse, bool exact, const std::optional<std::string>& state_format,
+                       const std::optional<std::string>& weight_format, std::uint64_t seed) {
+        return std::make_unique<HostedOptimizer>(
+            host, rule, options_of(schedule, collapse, exact, state_format, weight_format, seed));
       }))
       .def("add", &HostedOptimizer::add)
       .def("check_group", &HostedOptimizer::check_group)
+      .def("check_formats", &HostedOptimizer::check_formats)
+      .def("step_by", &HostedOptimizer::step_by, py::call_guard<py::gil_scoped_release>())
       .def("step", &HostedOptimizer::step, py::call_guard<py::gil_scoped_release>())
       .def("memory", [](const HostedOptimizer& o) { return as_dict(o.memory()); })
       .def("peak_memory", [](const HostedOptimizer& o) { return as_dict(o.peak_memory()); })
@@ -194,6 +203,12 @@ bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Te
   return true;
 }
 
+// A moment that is kept in int8 or fp8, as fp32 numbers.
+at::Tensor dequantize(const at::Tensor& values, const at::Tensor& scale, bool not_negative) {
+  Format format = values.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8;
+  return in_format({format, values, scale}, Format::fp32, not_negative ? Sign::not_negative : Sign::any).values;
+}
+
 void define_functions(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), Release());
@@ -202,6 +217,9 @@ void define_functions(py::module_& m) {
   m.def("embedding", &embedding, py::arg("index"), py::arg("weight"), py::arg("padding_idx") = -1, Release());
   m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("params"), py::arg("max_norm"),
         py::arg("error_if_nonfinite") = false, Release());
+  m.def("rule_names", &rule_names);
+  m.def("rule_options", &rule_options);
+  m.def("dequantize", &dequantize, py::arg("values"), py::arg("scale"), py::arg("not_negative"));
   m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
   m.def("record_outer", &record_outer);
   m.def("record_rows", &record_rows);

@@ -1,6 +1,7 @@
 #include "python/bindings/torch_rules.h"
 
-#include <string>
+#include <type_traits>
+#include <vector>
 
 #include "forge/base/error.h"
 
@@ -8,11 +9,6 @@ namespace py = pybind11;
 
 namespace forge::python {
 namespace {
-
-py::object value_of(const py::dict& group, const char* key) {
-  check(group.contains(key), "param_groups: a group lacks \"", key, "\"");
-  return group[key];
-}
 
 // A number, or a tensor of one element: schedulers write either.
 double as_number(const py::object& value, const char* key) {
@@ -24,50 +20,83 @@ double as_number(const py::object& value, const char* key) {
   return x;
 }
 
-double number(const py::dict& group, const char* key) { return as_number(value_of(group, key), key); }
-
-bool flag(const py::dict& group, const char* key) { return group.contains(key) && group[key].cast<py::bool_>(); }
-
-void refuse(const py::dict& group, const char* who, std::initializer_list<const char*> keys) {
-  for (const char* key : keys)
-    check(!flag(group, key), who, ": ", key, "=True is not supported; leave it at its default");
+// A flag or a count that a group lacks, and anything that is None, is at its default.
+template <class T>
+void read(const py::dict& group, const Field& field, T& to) {
+  const char* key = field.tuple ? field.tuple : field.name;
+  if (!group.contains(key)) {
+    check(!std::is_same_v<T, double>, "param_groups: a group lacks \"", key, "\"");
+    return;
+  }
+  py::object value = group[key];
+  if (field.tuple) {
+    py::sequence all = value;
+    check(static_cast<std::size_t>(field.place) < all.size(), "param_groups: \"", key, "\" has ", all.size(),
+          " values, expected more");
+    value = all[static_cast<std::size_t>(field.place)];
+  }
+  if (value.is_none()) return;
+  if constexpr (std::is_same_v<T, bool>)
+    to = py::bool_(value);
+  else
+    to = static_cast<T>(as_number(value, key));
 }
 
-RuleStep prepare_adamw(const py::dict& group, std::int64_t steps_done) {
-  refuse(group, "AdamW", {"amsgrad", "capturable", "differentiable"});
-  py::sequence betas = value_of(group, "betas");
-  check(betas.size() == 2, "param_groups: \"betas\" has ", betas.size(), " values, expected 2");
-  AdamWOptions options{.lr = number(group, "lr"),
-                       .beta1 = as_number(betas[0], "betas"),
-                       .beta2 = as_number(betas[1], "betas"),
-                       .eps = number(group, "eps"),
-                       .weight_decay = number(group, "weight_decay"),
-                       .maximize = flag(group, "maximize")};
-  return rules::AdamW::prepare(options, steps_done + 1);
+template <class Options>
+Options options_of(const py::dict& group) {
+  for (const char* key : {"capturable", "differentiable"})
+    check(!group.contains(key) || !py::bool_(group[key]), Options::kName, ": ", key,
+          "=True is not supported; leave it at its default");
+  Options options;
+  Options::fields(options, [&](const Field& field, auto& value) { read(group, field, value); });
+  return options;
 }
 
-RuleStep prepare_sgd(const py::dict& group, std::int64_t steps_done) {
-  refuse(group, "SGD", {"differentiable"});
-  SgdOptions options{.lr = number(group, "lr"),
-                     .momentum = number(group, "momentum"),
-                     .dampening = number(group, "dampening"),
-                     .weight_decay = number(group, "weight_decay"),
-                     .nesterov = flag(group, "nesterov"),
-                     .maximize = flag(group, "maximize")};
-  if (options.momentum == 0) return rules::Sgd::prepare(options);
-  return rules::SgdMomentum::prepare(options, steps_done + 1);
+template <class O>
+TorchRule rule_of() {
+  using Options = typename O::Options;
+  return {Options::kName, counts_steps<Options>(),
+          [](const py::dict& group, const Progress& p) { return O::prepare(options_of<Options>(group), p); },
+          [](const py::dict& group, const Progress& p) { return O::next(options_of<Options>(group), p); }};
+}
+
+std::vector<TorchRule> all_rules() {
+  std::vector<TorchRule> rules;
+  RuleList::for_each_optimizer([&]<class O>() { rules.push_back(rule_of<O>()); });
+  rules.push_back({"SophiaHessian", true,
+                   [](const py::dict& group, const Progress& p) {
+                     using Rule = forge::rules::SophiaHessian;
+                     return RuleStep::of<Rule>(Rule::prepare(options_of<SophiaGOptions>(group), p));
+                   },
+                   [](const py::dict&, const Progress& p) { return p; }});
+  return rules;
 }
 
 }  // namespace
 
 const TorchRule& torch_rule(const std::string& name) {
-  static const TorchRule kRules[] = {
-      {"AdamW", {"exp_avg", "exp_avg_sq"}, true, prepare_adamw},
-      {"SGD", {"momentum_buffer"}, false, prepare_sgd},
-  };
+  static const std::vector<TorchRule> kRules = all_rules();
   for (const TorchRule& rule : kRules)
     if (name == rule.name) return rule;
   fail("there is no rule ", name);
+}
+
+py::list rule_names() {
+  py::list names;
+  RuleList::for_each_optimizer([&]<class O>() { names.append(O::Options::kName); });
+  return names;
+}
+
+py::list rule_options(const std::string& name) {
+  py::list all;
+  RuleList::for_each_optimizer([&]<class O>() {
+    if (name != O::Options::kName) return;
+    typename O::Options defaults;
+    O::Options::fields(defaults, [&](const Field& f, auto& value) {
+      all.append(py::make_tuple(f.name, f.tuple ? py::object(py::str(f.tuple)) : py::none(), f.place, value));
+    });
+  });
+  return all;
 }
 
 }  // namespace forge::python

@@ -17,12 +17,45 @@ from ._C import AllocationRecorder
 from .clipping import clip_grad_norm_
 from .factored_grad import CollapseWarning, FactoredGrad
 from .fusion import FusionReport, fuse, unfuse
-from .optimizers import SGD, AdamW, FusedOptimizer
+from .optimizers import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, FusedOptimizer, NAdam, RAdam, RMSprop, Rprop
+from .published import (
+    ADOPT,
+    MARS,
+    Adan,
+    AdEMAMix,
+    CautiousAdamW,
+    Grams,
+    Lion,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    Signum,
+    SophiaG,
+)
 from .reporting import Report, report
 
 __all__ = [
     "SGD",
+    "Adam",
     "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "Adagrad",
+    "Adadelta",
+    "RMSprop",
+    "Rprop",
+    "ASGD",
+    "Lion",
+    "Signum",
+    "Adan",
+    "AdEMAMix",
+    "ADOPT",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "SophiaG",
+    "MARS",
+    "Grams",
+    "CautiousAdamW",
     "AllocationRecorder",
     "CollapseWarning",
     "FactoredGrad",

@@ -37,8 +37,9 @@ def optimizer(
     """Fuses the model; returns what Trainer takes as ``optimizer_cls_and_kwargs``.
 
     model: the very model that Trainer gets, with frozen parameters frozen already.
-    cls: AdamW, or SGD, whose momentum Trainer keeps in ``args.optim_args`` ("momentum=0.9"). Learning rate, betas, eps
-        and weight decay are those of ``args``; ``args.optim`` is not looked at.
+    cls: any optimizer of this library. Learning rate, betas, eps and weight decay are those of ``args``, of which what
+        has betas of its own number keeps them, and what has none its eps; ``args.optim`` is not looked at. Trainer
+        keeps SGD's momentum in ``args.optim_args`` ("momentum=0.9").
     schedule: "in_backward" needs ``max_grad_norm=0``, ``gradient_accumulation_steps=1`` and a ``NoGradNorm`` Trainer.
     verbose: prints what is fused.
     options: further arguments of ``cls``, such as ``collapse`` and ``exact``.
@@ -52,12 +53,17 @@ def optimizer(
 
 
 def _their_kwargs(args: TrainingArguments, cls: type[FusedOptimizer]) -> dict[str, Any]:
-    """What Trainer gives to the namesake in torch.optim."""
+    """What Trainer gives to the namesake in torch.optim, or else what it would give to one like Adam."""
     from transformers import Trainer
 
+    if not issubclass(cls, FusedOptimizer):
+        raise TypeError(f"hf.optimizer: {cls.__name__} is no optimizer of forge_optim")
     name = next((name for ours, name in _THEIR_NAMES.items() if issubclass(cls, ours)), None)
     if name is None:
-        raise TypeError(f"hf.optimizer: {cls.__name__} is none of forge_optim's AdamW and SGD")
+        defaults = cls([nn.Parameter(torch.zeros(1))]).defaults
+        adams = dict(betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+        like_adam = len(defaults.get("betas", ())) == 2
+        return {"lr": args.learning_rate} | {key: x for key, x in adams.items() if like_adam and key in defaults}
     args = copy.copy(args)
     args.optim = name
     return Trainer.get_optimizer_cls_and_kwargs(args)[1]

@@ -1,18 +1,20 @@
-"""The optimizers: those of ``torch.optim``, which update a weight while its gradient is being computed.
+"""The optimizers of ``torch.optim``, as they update a weight while its gradient is being computed.
 
 Each is a subclass of its namesake, so that constructor arguments, param groups, state and checkpoints are the same;
-only ``step()`` is ours. The first argument may also be the model itself, which is then fused (``forge_optim.fuse``).
+only ``step()`` is ours. Those that others have published are in ``published``. The first argument may also be the
+model itself, which is then fused (``forge_optim.fuse``).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
 from .compiled import note_held
@@ -20,6 +22,8 @@ from .fusion import fuse, is_fused
 
 Schedule = Literal["at_step", "in_backward"]
 CollapsePolicy = Literal["auto", "never"]
+StateFormat = Literal["fp32", "bf16", "bf16_stochastic", "int8", "fp8"]
+WeightFormat = Literal["bf16", "bf16_stochastic", "bf16_plus16", "bf16_plus8"]
 Params = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 _OPTIONS = """
@@ -33,7 +37,12 @@ _OPTIONS = """
     collapse: "auto": terms that outgrow the dense gradient are multiplied out. "never": they are not.
     exact: norms by the same chain of operations as the update, dense gradients in fp32: the same bits as when every
         gradient is multiplied out, clipped or not.
-    state_dtype: torch.float32 or torch.bfloat16; None: what a checkpoint brings, else each weight's own.
+    state_format: how moments are kept: "fp32", "bf16", "bf16_stochastic", "int8" or "fp8"; None: as a checkpoint brings
+        them, else in each weight's own dtype. int8 and fp8 are for matrices of at least 4,096 elements that are no embeddings; the others
+        are fp32 then. A param group's "state_format" is for all of its parameters.
+    weight_format: how bf16 weights are kept: "bf16" (rounded to nearest), "bf16_stochastic", "bf16_plus16" (with the
+        16 bits that bf16 drops from fp32) or "bf16_plus8".
+    seed: of stochastic rounding, whose noise depends on this, the parameter's name, the element and the step alone.
 
     Parameters are fp32 or bf16 on the CPU. RuntimeError where one is not, or an argument cannot be met.
 """
@@ -51,18 +60,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         schedule: Schedule = "at_step",
         collapse: CollapsePolicy = "auto",
         exact: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_format: StateFormat | None = None,
+        weight_format: WeightFormat | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        self._options = (schedule, collapse, exact, state_dtype)
+        self._options = (schedule, collapse, exact, state_format, weight_format, seed)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
+        self._names = WeakIdKeyDictionary()  # what the noise of a parameter is keyed by; its place where there is none
         if isinstance(params, nn.Module):
             fuse(params)
+            self._names.update({p: name for name, p in params.named_parameters()})
             params = params.parameters()
         # Our update is always fused; torch's own switches would only bring their restrictions along.
         for switch in ("foreach", "fused"):
             kwargs.pop(switch, None)
         super().__init__(params, *args, **kwargs)
+        self._engine.check_formats()
         self._warn_if_nothing_is_fused()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -70,8 +84,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._engine.check_group(group)
-            for parameter in group["params"]:
-                self._hold(parameter, group)
+            self._hold(group)
         except RuntimeError:
             self.param_groups.pop()
             self._bind()
@@ -81,12 +94,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Makes the engine anew for the param groups as they are: what it knew of updates is in the state."""
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                self._hold(parameter, group)
+            self._hold(group)
 
-    def _hold(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        self._engine.add(parameter, group)
-        note_held(parameter)
+    def _hold(self, group: dict[str, Any]) -> None:
+        before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
+        names = group.get("param_names", [None] * len(group["params"]))
+        for place, (parameter, name) in enumerate(zip(group["params"], names, strict=True), start=before):
+            name = self._names.setdefault(parameter, name or str(place))
+            self._engine.add(parameter, group, name)
+            note_held(parameter)
 
     @torch._disable_dynamo
     @torch.no_grad()
@@ -103,7 +119,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but moments keep the dtype that they were saved in (or get ``state_dtype``)."""
+        """As in torch, but moments keep the dtype that they were saved in (or get ``state_format``)."""
         seen: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
         try:
@@ -123,11 +139,14 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[parameter][key] = value.detach().to(device=parameter.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_options": self._options}
+        names = [self._names[p] for group in self.param_groups for p in group["params"]]
+        return super().__getstate__() | {"_options": self._options, "_names": names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
+            parameters = (p for group in self.param_groups for p in group["params"])
+            self._names = WeakIdKeyDictionary(dict(zip(parameters, state["_names"], strict=True)))
             self._bind()
 
     def reset_peak_memory(self) -> None:
@@ -144,11 +163,56 @@ class FusedOptimizer(torch.optim.Optimizer):
             )
 
 
+class SGD(FusedOptimizer, torch.optim.SGD):
+    __doc__ = "SGD with momentum, as ``torch.optim.SGD``." + _OPTIONS.format(name="SGD")
+    _rule = "SGD"
+
+
+class Adam(FusedOptimizer, torch.optim.Adam):
+    __doc__ = "Adam (arXiv 1412.6980), as ``torch.optim.Adam``." + _OPTIONS.format(name="Adam")
+    _rule = "Adam"
+
+
 class AdamW(FusedOptimizer, torch.optim.AdamW):
-    __doc__ = "AdamW (arXiv 1711.05101) as ``torch.optim.AdamW``, without amsgrad." + _OPTIONS.format(name="AdamW")
+    __doc__ = "AdamW (arXiv 1711.05101), as ``torch.optim.AdamW``." + _OPTIONS.format(name="AdamW")
     _rule = "AdamW"
 
 
-class SGD(FusedOptimizer, torch.optim.SGD):
-    __doc__ = "SGD with momentum as ``torch.optim.SGD``." + _OPTIONS.format(name="SGD")
-    _rule = "SGD"
+class NAdam(FusedOptimizer, torch.optim.NAdam):
+    __doc__ = "Adam with Nesterov momentum (Dozat 2016), as ``torch.optim.NAdam``." + _OPTIONS.format(name="NAdam")
+    _rule = "NAdam"
+
+
+class RAdam(FusedOptimizer, torch.optim.RAdam):
+    __doc__ = "Rectified Adam (arXiv 1908.03265), as ``torch.optim.RAdam``." + _OPTIONS.format(name="RAdam")
+    _rule = "RAdam"
+
+
+class Adamax(FusedOptimizer, torch.optim.Adamax):
+    __doc__ = "Adamax (arXiv 1412.6980), as ``torch.optim.Adamax``." + _OPTIONS.format(name="Adamax")
+    _rule = "Adamax"
+
+
+class Adagrad(FusedOptimizer, torch.optim.Adagrad):
+    __doc__ = "Adagrad (Duchi, Hazan & Singer 2011), as ``torch.optim.Adagrad``." + _OPTIONS.format(name="Adagrad")
+    _rule = "Adagrad"
+
+
+class Adadelta(FusedOptimizer, torch.optim.Adadelta):
+    __doc__ = "Adadelta (arXiv 1212.5701), as ``torch.optim.Adadelta``." + _OPTIONS.format(name="Adadelta")
+    _rule = "Adadelta"
+
+
+class RMSprop(FusedOptimizer, torch.optim.RMSprop):
+    __doc__ = "RMSprop (Hinton 2012), centered too, as ``torch.optim.RMSprop``." + _OPTIONS.format(name="RMSprop")
+    _rule = "RMSprop"
+
+
+class Rprop(FusedOptimizer, torch.optim.Rprop):
+    __doc__ = "Resilient propagation (Riedmiller 1993), as ``torch.optim.Rprop``." + _OPTIONS.format(name="Rprop")
+    _rule = "Rprop"
+
+
+class ASGD(FusedOptimizer, torch.optim.ASGD):
+    __doc__ = "Averaged SGD (Polyak & Juditsky 1992), as ``torch.optim.ASGD``." + _OPTIONS.format(name="ASGD")
+    _rule = "ASGD"

@@ -96,7 +96,7 @@ def test_accelerate_resumes_bit_for_bit(tmp_path, rule):
 
 def test_preparing_an_optimizer_that_has_state_loses_nothing():
     model = text().to(torch.bfloat16)
-    optimizer = forge.AdamW(model, lr=1e-2, state_dtype=torch.float32)
+    optimizer = forge.AdamW(model, lr=1e-2, state_format="fp32")
     text_loss(model, tokens(0)).backward()
     optimizer.step()
     optimizer.zero_grad()

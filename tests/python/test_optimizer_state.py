@@ -137,7 +137,7 @@ def bf16(model):
 @pytest.mark.parametrize("rule, moments", [("AdamW", ["exp_avg", "exp_avg_sq"]), ("SGD", ["momentum_buffer"])])
 def test_fp32_moments_of_bf16_weights_stay_fp32_and_keep_their_bits(rule, moments, through):
     model = bf16(text())
-    optimizer = forge_optimizer(params=model, state_dtype=torch.float32, **RULES[rule])
+    optimizer = forge_optimizer(params=model, state_format="fp32", **RULES[rule])
     train(model, optimizer, steps=2)
     before = copy.deepcopy(optimizer.state_dict()["state"])
     if through == "load_state_dict":
@@ -170,7 +170,7 @@ def test_fp32_moments_of_bf16_weights_stay_fp32_and_keep_their_bits(rule, moment
 @schedules
 def test_moments_have_the_dtype_that_is_asked_for(weights, asked, kept, schedule):
     model = text().to(weights)
-    optimizer = forge.AdamW(model, state_dtype=asked, schedule=schedule)
+    optimizer = forge.AdamW(model, state_format=asked, schedule=schedule)
     train(model, optimizer, steps=2)
     for p in model.parameters():
         state = optimizer.state[p]
@@ -184,7 +184,7 @@ def test_loading_converts_moments_to_the_dtype_that_is_asked_for():
     model = text()
     optimizer = forge.AdamW(model)
     train(model, optimizer, steps=1)
-    narrow = forge.AdamW(model, state_dtype=torch.bfloat16)
+    narrow = forge.AdamW(model, state_format="bf16")
     narrow.load_state_dict(optimizer.state_dict())
     train(model, narrow, first=1, steps=1)
     assert all(narrow.state[p]["exp_avg"].dtype == torch.bfloat16 for p in model.parameters())
@@ -208,7 +208,7 @@ def test_fp32_moments_bring_bf16_weights_nearer_to_fp32_training_than_torchs_bf1
     settings = RULES["AdamW"]
     train(reference, torch_optimizer(params=reference, **settings), steps=8)
     train(theirs, torch_optimizer(params=theirs, **settings), steps=8)
-    train(ours, forge_optimizer(params=ours, state_dtype=torch.float32, **settings), steps=8)
+    train(ours, forge_optimizer(params=ours, state_format="fp32", **settings), steps=8)
     assert difference(ours, reference) <= difference(theirs, reference)
 
 

@@ -141,8 +141,8 @@ def test_invalid_input_raises_what_torch_raises(cls, error):
     [
         (dict(schedule="sometimes"), "schedule"),
         (dict(collapse="maybe"), "collapse"),
-        (dict(state_dtype=torch.float16), "state_dtype"),
-        (dict(state_dtype=torch.int8), "state_dtype"),
+        (dict(state_format="fp16"), "there is no format"),
+        (dict(state_format="bf16_plus8"), "state_format"),
     ],
 )
 @pytest.mark.parametrize("cls", OWN)

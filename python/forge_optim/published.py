@@ -1,0 +1,351 @@
+"""Optimizers that torch does not have, with the constructor arguments, defaults and methods of their authors' classes.
+
+All take what ``forge_optim.AdamW`` takes beyond its namesake's arguments: the model as ``params``, ``schedule``,
+``collapse``, ``exact``, ``state_format``, ``weight_format``, ``seed``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from . import _C
+from .optimizers import FusedOptimizer, Params
+
+Betas = tuple[float, float]
+Betas3 = tuple[float, float, float]
+
+
+class _Published(FusedOptimizer, Optimizer):
+    """Reads the checkpoints of the authors' class too, whose groups lack what is an option here alone."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            for p in group["params"] if "step" in group else ():  # Adan's authors count in the group
+                if self.state.get(p):
+                    self.state[p].setdefault("step", torch.tensor(float(group["step"])))
+
+
+def _options(of_init: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments, which are the options of its groups."""
+    return {key: x for key, x in of_init.items() if key not in ("self", "__class__", "params", "options")}
+
+
+class Lion(_Published):
+    """Evolved sign momentum (arXiv 2302.06675), as google/automl's."""
+
+    _rule = "Lion"
+
+    def __init__(
+        self, params: Params, lr: float = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: float = 0.0, **options: Any
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class Signum(_Published):
+    """The sign of the momentum (arXiv 1802.04434), as MXNet's with decoupled decay."""
+
+    _rule = "Signum"
+
+    def __init__(
+        self, params: Params, lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0, **options: Any
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class Adan(_Published):
+    """Adaptive Nesterov momentum (arXiv 2208.06677), as sail-sg/Adan's."""
+
+    _rule = "Adan"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas3 = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+        no_prox: bool = False,
+        **options: Any,
+    ) -> None:
+        if max_grad_norm:
+            raise RuntimeError("Adan: max_grad_norm is left to forge_optim.clip_grad_norm_; call it before step()")
+        super().__init__(params, _options(locals()), **options)
+
+
+class AdEMAMix(_Published):
+    """AdamW with a second, slow average (arXiv 2409.03137), as apple/ml-ademamix's."""
+
+    _rule = "AdEMAMix"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas3 = (0.9, 0.999, 0.9999),
+        alpha: float = 2.0,
+        beta3_warmup: int | None = None,
+        alpha_warmup: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+def _fourth_root(step: int) -> float:
+    return step**0.25
+
+
+class ADOPT(_Published):
+    """Adam that converges with any beta2 (arXiv 2411.02853), as iShohei220/adopt's.
+
+    clip_lambda: from the number of updates before this one (the most of a group's parameters) to the bound of a
+        normalised gradient; None: no bound. To pickle the optimizer, give a function of a module.
+    """
+
+    _rule = "ADOPT"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_lambda: Callable[[int], float] | None = _fourth_root,
+        weight_decay: float = 0.0,
+        decouple: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        self.clip_lambda = clip_lambda
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decouple=decouple, maximize=maximize)
+        super().__init__(params, defaults | {"clip_value": 0.0}, **options)
+        self._set_clip()
+
+    def _set_clip(self) -> None:
+        for group in self.param_groups:
+            steps = max((self.state[p].get("step", 0) for p in group["params"] if p in self.state), default=0)
+            if self.clip_lambda is None:
+                group["clip_value"] = float("inf")
+            elif self.clip_lambda is _fourth_root:  # 0 stands for it
+                group["clip_value"] = 0.0
+            else:
+                group["clip_value"] = float(self.clip_lambda(int(steps))) or sys.float_info.min
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        self._set_clip()
+        loss = super().step(closure)
+        self._set_clip()  # in backward the next update comes before the next step()
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"clip_lambda": self.clip_lambda}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_clip()
+
+
+def _add_to_weight(p: torch.Tensor, state: dict[str, Any], factor: float) -> None:
+    """p ← p + factor · z_minus_y, in fp32 where the state has the bits that bf16 drops (forge/formats/bf16_split.h)."""
+    difference = state["z_minus_y"]
+    if "z_minus_y_scale" in state:
+        difference = _C.dequantize(difference, state["z_minus_y_scale"], False)
+    low = state.get("weight_low")
+    if low is None:
+        p.add_(difference, alpha=factor)
+        return
+    dropped = 16 - 8 * low.element_size()  # the bits that low has not either
+    bits = (p.view(torch.int16).int() << 16) + (low.int() << dropped)
+    bits = (bits.view(torch.float32) + factor * difference.float()).view(torch.int32)
+    bits = (bits + (1 << dropped >> 1)) >> dropped
+    high = (bits + (1 << 15 - dropped)) >> 16 - dropped
+    p.copy_(high.to(torch.int16).view(torch.bfloat16))
+    low.copy_(bits - (high << 16 - dropped))
+
+
+class _ScheduleFree(_Published):
+    """Of Schedule-Free optimizers: training and evaluation use different weights, so say which comes."""
+
+    _beta: Callable[[dict[str, Any]], float]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        param_group.setdefault("train_mode", False)
+        super().add_param_group(param_group)
+
+    def train(self) -> None:
+        """Before training: the weights become those that gradients are taken at."""
+        self._switch(True)
+
+    def eval(self) -> None:
+        """Before evaluation and before saving the model: the weights become the average."""
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        for group in self.param_groups:
+            if group["train_mode"] == train:
+                continue
+            group["train_mode"] = train
+            beta = type(self)._beta(group)
+            for p in group["params"]:
+                if "z_minus_y" in self.state.get(p, ()):
+                    _add_to_weight(p, self.state[p], (1 - beta) / beta if train else -(1 - beta) / beta)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if any("z" in of for of in state.get("state", {}).values()):
+            raise RuntimeError("the checkpoint is of the authors' class, which keeps z; start from the weights alone")
+        super().__setstate__(state)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if not all(group["train_mode"] for group in self.param_groups):
+            raise RuntimeError("the weights are those of evaluation; call optimizer.train() before training")
+        return super().step(closure)
+
+
+class ScheduleFreeAdamW(_ScheduleFree):
+    """Schedule-Free AdamW (arXiv 2405.15682), as facebookresearch/schedule_free's AdamWScheduleFree.
+
+    ``train()`` before training, ``eval()`` before evaluation. State holds ``z_minus_y`` in place of ``z``.
+    """
+
+    _rule = "ScheduleFreeAdamW"
+    _beta = staticmethod(lambda group: group["betas"][0])
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 0.0025,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        inner_momentum: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class ScheduleFreeSGD(_ScheduleFree):
+    """Schedule-Free SGD (arXiv 2405.15682), as facebookresearch/schedule_free's SGDScheduleFree.
+
+    ``train()`` before training, ``eval()`` before evaluation. State holds ``z_minus_y`` in place of ``z``.
+    """
+
+    _rule = "ScheduleFreeSGD"
+    _beta = staticmethod(lambda group: group["momentum"])
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class SophiaG(_Published):
+    """Momentum over a diagonal of the Hessian, clipped (arXiv 2305.14342), as Liuhong99/Sophia's.
+
+    Every ten steps or so: a backward of the loss on labels sampled from the model, then ``update_hessian()``.
+    ``schedule="in_backward"`` would have taken that for a step.
+    """
+
+    _rule = "SophiaG"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-4,
+        betas: Betas = (0.965, 0.99),
+        rho: float = 0.04,
+        weight_decay: float = 1e-1,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+    @torch.no_grad()
+    def update_hessian(self) -> None:
+        """Takes the gradients that are there into ``hessian``; no weight changes. ``zero_grad()`` is the caller's."""
+        if self._options[0] == "in_backward":
+            raise RuntimeError('SophiaG: backward has updated the weights already; give schedule="at_step"')
+        self._engine.step_by("SophiaHessian")
+
+    def step(self, closure: Callable[[], Any] | None = None, bs: int = 5120) -> Any:
+        """bs: tokens in a batch, with which the Hessian's estimate is scaled."""
+        for group in self.param_groups:
+            group["bs"] = bs
+        return super().step(closure)
+
+
+class MARS(_Published):
+    """AdamW of a gradient with less variance (arXiv 2411.10438), as AGI-Arena/MARS's without its clip by the norm of
+    the corrected gradient. Vectors follow it too. ``is_approx=False`` reads ``last_grad`` as the caller leaves it."""
+
+    _rule = "MARS"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 3e-3,
+        betas: Betas = (0.95, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        gamma: float = 0.025,
+        is_approx: bool = True,
+        mars_type: str = "mars-adamw",
+        optimize_1d: bool = True,
+        **options: Any,
+    ) -> None:
+        if mars_type != "mars-adamw" or not optimize_1d:
+            raise RuntimeError('MARS: this is mars_type="mars-adamw" with optimize_1d=True; give vectors to AdamW')
+        super().__init__(params, _options(locals()), **options)
+
+
+class _AsOldAdamW(_Published):
+    """With the arguments of transformers' AdamW, which both authors started from."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class Grams(_AsOldAdamW):
+    """The sign of the gradient with the size of Adam's step (arXiv 2412.17107), as Gunale0926/Grams's."""
+
+    _rule = "Grams"
+
+
+class CautiousAdamW(_AsOldAdamW):
+    """AdamW that moves only where the gradient agrees (arXiv 2411.16085), as kyleliang919/C-Optim's but for its
+    rescaling by the share of weights that move."""
+
+    _rule = "CautiousAdamW"
