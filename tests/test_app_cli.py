@@ -54,7 +54,7 @@ WRONG = [
     ("", "--data"),
     ("--data text.py --batsh 2", "did you mean --batch?"),
     ("--data text.py stray", "stray"),
-    ("--data text.py --optimizer adam", "adamw|sgd"),
+    ("--data text.py --optimizer adan2", "adamw"),
     ("--data text.py --preset huge", "demo-10m"),
     ("--data text.py --steps -3", "--steps"),
     ("--data text.py --lr fast", "--lr"),

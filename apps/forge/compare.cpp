@@ -38,7 +38,8 @@ constexpr std::int64_t kWarmUpSteps = 3;  // allocate the state, fault in its pa
 
 TrainerOptions trainer_options(const Mode& mode, bool exact) {
   TrainerOptions options;
-  options.optimizer = {.schedule = mode.schedule, .collapse = mode.collapse, .exact = exact, .state_dtype = at::kFloat};
+  options.optimizer = {
+      .schedule = mode.schedule, .collapse = mode.collapse, .exact = exact, .state_format = Format::fp32};
   options.clip = mode.clip;
   return options;
 }

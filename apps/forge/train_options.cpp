@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <sstream>
+#include <utility>
 
 #include "apps/forge/cli.h"
 #include "forge/base/error.h"
@@ -11,8 +13,24 @@ namespace {
 
 constexpr std::int64_t kLongestWarmup = 20;  // where none is given
 
-const std::map<std::string, Rule> kRules = {{"adamw", Rule::adamw}, {"sgd", Rule::sgd}};
-const std::map<std::string, at::ScalarType> kTypes = {{"fp32", at::kFloat}, {"bf16", at::kBFloat16}};
+// Rules that forge train cannot serve: SophiaG wants gradients of labels that are sampled from the model, Schedule-Free
+// other weights for evaluation than for training.
+constexpr const char* kUnfit[] = {"sophiag", "schedulefreeadamw", "schedulefreesgd"};
+
+std::map<std::string, std::string> rules() {
+  std::map<std::string, std::string> all;
+  for (const std::string& name : optimizer_names())
+    if (std::ranges::find(kUnfit, name) == std::end(kUnfit)) all[name] = name;
+  return all;
+}
+
+std::map<std::string, Format> formats(bool FormatInfo::*wanted) {
+  std::map<std::string, Format> all;
+  for (int i = 0; i < kFormatCount; ++i)
+    if (kFormats[i].*wanted) all[kFormats[i].name] = Format(i);
+  return all;
+}
+
 const std::map<std::string, Schedule> kSchedules = {{"at_step", Schedule::at_step},
                                                     {"in_backward", Schedule::in_backward}};
 
@@ -22,7 +40,7 @@ CLI::Option* add_choice(CLI::App& app, const char* flag, T& value, const std::ma
                         const char* initial, const std::string& help) {
   std::string names;
   for (const auto& [name, unused] : choices) names += (names.empty() ? "" : "|") + name;
-  const auto set = [&value, &choices, names](const std::string& text) {
+  const auto set = [&value, choices, names](const std::string& text) {
     const auto found = choices.find(text);
     if (found == choices.end()) throw CLI::ValidationError(text + " is none of " + names);
     value = found->second;
@@ -72,28 +90,65 @@ void add_loop_options(CLI::App& app, TrainOptions& o) {
   add("--threads", o.threads, "Threads (0: one a core)")->check(not_negative());
 }
 
+// An option's name → the optimizers that have it, with its initial value there. The learning rate is the schedule's.
+std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> rule_flags() {
+  std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> all;
+  for (const auto& [rule, unused] : rules())
+    for (const RuleOption& option : options_of_optimizer(rule))
+      if (option.name != "lr") all[option.name].emplace_back(rule, option);
+  return all;
+}
+
+std::string flag_of(std::string option) {
+  std::ranges::replace(option, '_', '-');
+  return "--" + option;
+}
+
+std::string text_of(double x) {
+  std::ostringstream text;
+  text << x;
+  return text.str();
+}
+
+// "adamw (default: 0.1), sgd (0), …"
+std::string help_of(const std::vector<std::pair<std::string, RuleOption>>& owners) {
+  std::string help;
+  for (const auto& [rule, option] : owners) {
+    help += (help.empty() ? "Of " : ", ") + rule;
+    double initial = option.initial;
+    if (rule == "adamw") {
+      const RuleValues ours = TrainerOptions().values;
+      if (auto found = ours.find(option.name); found != ours.end()) initial = found->second;
+    }
+    if (!option.flag) help += " (" + text_of(initial) + ")";
+  }
+  return help;
+}
+
+void add_rule_flag(CLI::App& app, RuleValues& values, const std::string& name,
+                   const std::vector<std::pair<std::string, RuleOption>>& owners) {
+  CLI::Option* flag = owners.front().second.flag
+                          ? app.add_flag_callback(
+                                flag_of(name), [&values, name] { values[name] = 1; }, help_of(owners))
+                          : app.add_option_function<double>(
+                                flag_of(name), [&values, name](double x) { values[name] = x; }, help_of(owners));
+  flag->group("Optimizer's own");
+}
+
 void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   const auto add = [&](const char* flag, auto& value, const char* help) {
     return app.add_option(flag, value, help)->group("Optimizer");
   };
-  add_choice(app, "--optimizer", o.trainer.rule, kRules, "adamw", "Update rule")->group("Optimizer");
+  add_choice(app, "--optimizer", o.trainer.rule, rules(), "adamw", "Update rule")->group("Optimizer");
   add("--lr", o.lr, "Highest learning rate")->check(not_negative());
   add("--warmup", o.warmup, "Steps in which the learning rate rises (default: a tenth of --steps, at most 20)")
       ->check(not_negative());
   add("--min-lr", o.min_lr,
       "Learning rate at the end of the cosine (default: a tenth of --lr; equal to --lr: constant)")
       ->check(not_negative());
-  add("--weight-decay", o.weight_decay, "Acts on matrices, never on norms (default: 0.1 for adamw, 0 for sgd)")
-      ->check(not_negative());
   add("--clip", o.clip, "Largest norm of the whole gradient; 0 for none (default: 1 with at_step, 0 with in_backward)")
       ->check(not_negative());
-  o.trainer.adamw.beta2 = 0.95;
-  add("--beta1", o.trainer.adamw.beta1, "adamw: memory of the first moment")->check(fraction());
-  add("--beta2", o.trainer.adamw.beta2, "adamw: memory of the second moment")->check(fraction());
-  add("--eps", o.trainer.adamw.eps, "adamw: added to the denominator")->check(not_negative());
-  add("--momentum", o.trainer.sgd.momentum, "sgd: momentum")->check(fraction());
-  add("--dampening", o.trainer.sgd.dampening, "sgd: dampening of the momentum")->check(fraction());
-  app.add_flag("--nesterov", o.trainer.sgd.nesterov, "sgd: Nesterov's momentum")->group("Optimizer");
+  for (const auto& [name, owners] : rule_flags()) add_rule_flag(app, o.values, name, owners);
 }
 
 void add_gradient_options(CLI::App& app, TrainOptions& o) {
@@ -107,8 +162,11 @@ void add_gradient_options(CLI::App& app, TrainOptions& o) {
       ->group(group);
   app.add_flag("--exact", o.trainer.optimizer.exact, "The same bits as --no-fuse, clipped or not; slower norms")
       ->group(group);
-  add_choice(app, "--weights", o.weights, kTypes, "fp32", "Format of weights and activations")->group(group);
-  add_choice(app, "--state", o.state, kTypes, "fp32", "Format of the optimizer's moments")->group(group);
+  add_choice(app, "--weights", o.weights, formats(&FormatInfo::for_weights), "fp32",
+             "Format of weights; with any but fp32, activations are bf16")
+      ->group(group);
+  add_choice(app, "--state", o.state, formats(&FormatInfo::for_moments), "fp32", "Format of the optimizer's moments")
+      ->group(group);
 }
 
 void add_output_options(CLI::App& app, TrainOptions& o) {
@@ -126,6 +184,22 @@ void add_output_options(CLI::App& app, TrainOptions& o) {
 // Flags that only mean something beside another one.
 void refuse_strangers(const CLI::App& app, std::initializer_list<const char*> flags, const std::string& why) {
   for (const char* flag : flags) check(app.count(flag) == 0, flag, ": ", why);
+}
+
+// Flags of the rule that is used; every other is refused with the rules that have it.
+void settle_rule(TrainOptions& o) {
+  if (o.trainer.rule != "adamw") o.trainer.values.clear();
+  const auto flags = rule_flags();
+  for (const auto& [name, value] : o.values) {
+    std::string owners;
+    bool fits = false;
+    for (const auto& [rule, unused] : flags.at(name)) {
+      fits = fits || rule == o.trainer.rule;
+      owners += (owners.empty() ? "" : ", ") + rule;
+    }
+    check(fits, flag_of(name), ": belongs to --optimizer ", owners, "; leave it out");
+    o.trainer.values[name] = value;
+  }
 }
 
 }  // namespace
@@ -162,22 +236,14 @@ void settle(const CLI::App& app, TrainOptions& o) {
                       "--norm-eps", "--tied", "--vocab-size"},
                      "the shape is that of --init; leave this flag or --init out");
   }
-  const bool adamw = o.trainer.rule == Rule::adamw;
-  if (adamw) {
-    refuse_strangers(app, {"--momentum", "--dampening", "--nesterov"}, "belongs to --optimizer sgd; leave it out");
-  } else {
-    refuse_strangers(app, {"--beta1", "--beta2", "--eps"}, "belongs to --optimizer adamw; leave it out");
-  }
-  const SgdOptions& sgd = o.trainer.sgd;
-  check(!sgd.nesterov || (sgd.momentum > 0 && sgd.dampening == 0),
-        "--nesterov: needs --momentum above 0 and no --dampening");
+  settle_rule(o);
   check(o.warmup.value_or(0) <= o.steps, "--warmup ", o.warmup.value_or(0), " is longer than --steps ", o.steps,
         "; give fewer");
   check(o.min_lr.value_or(0) <= o.lr, "--min-lr ", o.min_lr.value_or(0), " is above --lr ", o.lr, "; give less");
-  o.trainer.adamw.weight_decay = o.weight_decay.value_or(0.1);
-  o.trainer.sgd.weight_decay = o.weight_decay.value_or(0);
   o.trainer.clip = o.clip.value_or(o.trainer.optimizer.schedule == Schedule::at_step ? 1 : 0);
-  o.trainer.optimizer.state_dtype = o.state;
+  o.trainer.optimizer.state_format = o.state;
+  if (o.weights != Format::fp32) o.trainer.optimizer.weight_format = o.weights;
+  o.trainer.optimizer.seed = o.seed;
   if (o.no_fuse) o.trainer.optimizer.collapse = Collapse::always;
   o.sample.seed = o.seed;
   validate(o.trainer);

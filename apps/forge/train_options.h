@@ -31,14 +31,16 @@ struct TrainOptions {
   std::optional<std::int64_t> warmup;
   std::optional<double> min_lr, clip;
   double lr = 1e-3;
-  std::optional<double> weight_decay;
-  at::ScalarType weights = at::kFloat, state = at::kFloat;
+  RuleValues values;  // of the rule, as given
+  Format weights = Format::fp32, state = Format::fp32;
   std::uint64_t seed = 0;
   std::string prompt;
   SampleOptions sample;
   TrainerOptions trainer;
 
   LearningRate learning_rate() const;
+  // What the model's weights are made in.
+  at::ScalarType dtype() const { return weights == Format::fp32 ? at::kFloat : at::kBFloat16; }
 };
 
 // Adds the flags; `options` outlives the parse.

@@ -8,19 +8,11 @@
 namespace forge::app {
 namespace {
 
-template <class RuleOptions>
-std::vector<ParamGroup<RuleOptions>> decay_groups(std::vector<at::Tensor> matrices, std::vector<at::Tensor> vectors,
-                                                  const RuleOptions& rule) {
-  RuleOptions plain = rule;
-  plain.weight_decay = 0;
-  return {{std::move(matrices), rule}, {std::move(vectors), plain}};
-}
-
-template <class Opt>
-std::function<void(double)> lr_setter(Opt* optimizer) {
-  return [optimizer](double lr) {
-    for (auto& group : optimizer->groups()) group.options.lr = lr;
-  };
+std::vector<ParamGroup<RuleValues>> decay_groups(std::vector<at::Tensor> matrices, std::vector<at::Tensor> vectors,
+                                                 const RuleValues& values) {
+  RuleValues plain = values;
+  if (plain.contains("weight_decay")) plain["weight_decay"] = 0;
+  return {{.params = std::move(matrices), .options = values}, {.params = std::move(vectors), .options = plain}};
 }
 
 }  // namespace
@@ -45,27 +37,14 @@ Trainer::Trainer(const Llama& model, const TrainerOptions& options) : model_(mod
     (tensor.dim() == 2 ? matrices : vectors).push_back(tensor);
     parameters_.push_back(tensor);
   }
-  make_optimizer(std::move(matrices), std::move(vectors));
-}
-
-void Trainer::make_optimizer(std::vector<at::Tensor> matrices, std::vector<at::Tensor> vectors) {
-  if (options_.rule == Rule::adamw) {
-    auto adamw = std::make_unique<AdamW>(decay_groups(std::move(matrices), std::move(vectors), options_.adamw),
-                                         options_.optimizer);
-    set_lr_ = lr_setter(adamw.get());
-    optimizer_ = std::move(adamw);
-  } else {
-    auto sgd =
-        std::make_unique<SGD>(decay_groups(std::move(matrices), std::move(vectors), options_.sgd), options_.optimizer);
-    set_lr_ = lr_setter(sgd.get());
-    optimizer_ = std::move(sgd);
-  }
+  optimizer_ = make_optimizer(options_.rule, decay_groups(std::move(matrices), std::move(vectors), options_.values),
+                              options_.optimizer);
 }
 
 StepResult Trainer::step(const std::vector<at::Tensor>& micro_batches, double lr) {
   ++steps_;
   optimizer_->reset_peak_memory();
-  set_lr_(lr);
+  optimizer_->set_lr(lr);
   StepResult result;
   result.loss = accumulate(micro_batches);
   result.norm = options_.clip > 0 ? clip() : 0;

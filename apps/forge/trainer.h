@@ -3,22 +3,18 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "apps/forge/llama.h"
-#include "forge/rules/list.h"
-#include "forge/torch/optimizer.h"
+#include "forge/torch/make_optimizer.h"
 
 namespace forge::app {
 
-enum class Rule { adamw, sgd };
-
 struct TrainerOptions {
-  Rule rule = Rule::adamw;
-  AdamWOptions adamw;
-  SgdOptions sgd;
+  std::string rule = "adamw";  // a name of optimizer_names()
+  RuleValues values = {{"weight_decay", 0.1}, {"beta2", 0.95}};
   OptimizerOptions optimizer;
   double clip = 0;  // largest norm of the whole gradient; 0: no clipping
   std::int64_t accumulation = 1;
@@ -46,15 +42,13 @@ class Trainer {
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
-  void make_optimizer(std::vector<at::Tensor> matrices, std::vector<at::Tensor> vectors);
   double accumulate(const std::vector<at::Tensor>& micro_batches);
   double clip();
 
   const Llama& model_;
   TrainerOptions options_;
   std::vector<at::Tensor> parameters_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::function<void(double)> set_lr_;
+  std::unique_ptr<GroupedOptimizer> optimizer_;
   std::int64_t steps_ = 0;
 };
 
