@@ -75,6 +75,7 @@ Format Optimizer::Impl::state_format_of(std::size_t i, const Expression& G) cons
   const at::Tensor& parameter = state[i].parameter;
   if (!options.state_format) return parameter.scalar_type() == at::kBFloat16 ? Format::bf16 : Format::fp32;
   bool embedding =
+      (i < embeddings.size() && embeddings[i]) ||
       std::any_of(G.terms.begin(), G.terms.end(), [](const Term& t) { return std::holds_alternative<Rows>(t); });
   return is_compressed(*options.state_format) && (embedding || !is_large(parameter)) ? Format::fp32
                                                                                      : *options.state_format;

@@ -49,6 +49,7 @@ struct Optimizer::Impl {
   bool handles;
   std::vector<ParameterState> state;
   std::vector<std::optional<Format>> state_formats;  // asked for by the groups
+  std::vector<bool> embeddings;                      // known to be one; others are told by their terms
   std::vector<std::uint32_t> names;                  // hashed
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();
   std::vector<std::shared_ptr<Record>> records;  // one for each state

@@ -26,8 +26,9 @@ struct OptimizerOptions {
   Collapse collapse = Collapse::automatic;
   // Norms by the chain only, dense gradients in fp32: the same bits as the two-phase baseline, clipped or not.
   bool exact = false;
-  // How moments are kept: fp32, bf16, bf16_stochastic, int8 or fp8; none: in each weight's own dtype, as in torch. Of fewer than 16 bits
-  // only those of large matrices that are no embeddings, whose rare rows would lose most: the others are fp32.
+  // How moments are kept: fp32, bf16, bf16_stochastic, int8 or fp8; none: in each weight's own dtype, as in torch. Of
+  // fewer than 16 bits only those of large matrices that are no embeddings, whose rare rows would lose most: the others
+  // are fp32.
   std::optional<Format> state_format = std::nullopt;
   // How bf16 weights are kept and rounded: bf16 (to nearest), bf16_stochastic, bf16_plus16 or bf16_plus8. Weights of
   // fp32 stay what they are.

@@ -41,7 +41,7 @@ struct HostedImpl final : Optimizer::Impl {
     entries.clear();
   }
 
-  void add(const py::object& parameter, const py::dict& group, const std::string& name) {
+  void add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
     bool distributed = is_dtensor(parameter);
     std::optional<Format> format;
     if (group.contains("state_format") && !group["state_format"].is_none())
@@ -56,6 +56,7 @@ struct HostedImpl final : Optimizer::Impl {
       hold(parameter.cast<at::Tensor>(), name, format);
     }
     entries.push_back({parameter, group, distributed, {}});
+    embeddings.push_back(embedding);
   }
 
   void check_distributed(std::optional<Format> group_format) const {
@@ -84,6 +85,9 @@ struct HostedImpl final : Optimizer::Impl {
   }
   RuleStep next_rule(std::size_t i) const override {
     py::gil_scoped_acquire lock;
+    const py::dict& group = entries[i].group;
+    check(!group.contains("train_mode") || py::bool_(group["train_mode"]),
+          "the weights are those of evaluation; call optimizer.train() before training");
     return rule->prepare(entries[i].group, progress_of(i));
   }
   Progress next_progress(std::size_t i) const override {
@@ -104,18 +108,22 @@ struct HostedImpl final : Optimizer::Impl {
     py::object of_host = host_state(i);
     if (of_host.is_none()) return;
     const RuleInfo& info = rule->prepare(entries[i].group, {}).rule();
-    for (const Moment& moment : info.moments) {
-      py::object value = of_host.attr("get")(moment.key);
-      if (value.is_none()) break;
-      s.moments.push_back(usable_moment(i, moment, value, of_host));
-    }
+    auto there = [&](const Moment& moment) { return !of_host.attr("get")(moment.key).is_none(); };
+    std::size_t last = info.moments.size();
+    while (last > 0 && !there(info.moments[last - 1])) --last;
+    for (const Moment& moment : info.moments.first(last))
+      s.moments.push_back(there(moment) ? usable_moment(i, moment, of_host.attr("get")(moment.key), of_host)
+                                        : new_moment(i, moment, {}));
     load_low(i, of_host);
     load_progress(i, info, of_host);
   }
 
   void load_low(std::size_t i, const py::object& of_host) {
     py::object low = of_host.attr("get")(kLowKey);
-    if (low.is_none() || !info_of(weight_format_of(i)).has_rest) return;
+    if (low.is_none()) return;
+    check(info_of(weight_format_of(i)).has_rest, "state: \"", kLowKey,
+          "\" was saved with another weight_format; give the "
+          "one that it was saved with or, to go on with the bf16 part alone, remove it from the state");
     at::Tensor t = low.cast<at::Tensor>();
     at::ScalarType type = scalar_type_of(info_of(weight_format_of(i)).rest);
     check(t.scalar_type() == type && t.sizes() == state[i].parameter.sizes(), "state: \"", kLowKey, "\" is ",
@@ -146,8 +154,11 @@ struct HostedImpl final : Optimizer::Impl {
     StoredTensor there = stored_moment(moment, t, of_host);
     Format format = wanted_format(i, there.format);
     if (format == Format::bf16_stochastic && there.format == Format::bf16) there.format = format;  // the same bits
-    StoredTensor usable = in_format(there, format, moment.sign);
-    usable.values = in_layout_of(parameter, usable.values);
+    bool same_layout = in_layout_of(parameter, there.values).is_same(there.values);
+    // Scales belong to rows of the memory: in another order, numbers have to be coded anew.
+    StoredTensor numbers = same_layout || !there.rest.defined() ? there : in_format(there, Format::fp32, moment.sign);
+    numbers.values = in_layout_of(parameter, numbers.values);
+    StoredTensor usable = in_format(numbers, format, moment.sign);
     if (usable.values.is_same(t)) return usable;
     check(!entries[i].distributed, "state: \"", moment.key, "\" of a DTensor parameter is ", t.scalar_type(),
           ", expected ", scalar_type_of(info_of(format).values));
@@ -159,11 +170,7 @@ struct HostedImpl final : Optimizer::Impl {
 
   // What a checkpoint brought stays as it is where nothing else is asked for.
   Format wanted_format(std::size_t i, Format there) const {
-    if (state_formats[i]) return *state_formats[i];
-    if (!options.state_format) return there;
-    bool compressed = info_of(*options.state_format).columns_of_rest > 1;
-    // Small ones and embeddings are not compressed; what they are was decided when they were made.
-    return compressed && there == Format::fp32 && !is_large(state[i].parameter) ? there : *options.state_format;
+    return state_formats[i] || options.state_format ? state_format_of(i, {}) : there;
   }
 
   static std::string scale_key(const Moment& moment) { return std::string(moment.key) + "_scale"; }
@@ -173,7 +180,14 @@ struct HostedImpl final : Optimizer::Impl {
     py::object scale = of_host.attr("get")(scale_key(moment));
     if (scale.is_none()) return t.to(at::kFloat);
     Format format = t.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8;
-    return {format, t, scale.cast<at::Tensor>()};
+    at::Tensor rest = scale.cast<at::Tensor>();
+    at::Tensor fitting = zeros_of_rest(t, format);
+    check(rest.scalar_type() == fitting.scalar_type() && rest.sizes() == fitting.sizes() && rest.is_contiguous(),
+          "state: \"", scale_key(moment), "\" is ", rest.scalar_type(), " of ", rest.sizes(), ", expected ",
+          fitting.scalar_type(), " of ", fitting.sizes());
+    at::ScalarType type = zeros_in_format(t.slice(0, 0, 0), format, moment.sign).values.scalar_type();
+    check(t.scalar_type() == type, "state: \"", moment.key, "\" is ", t.scalar_type(), ", expected ", type);
+    return {format, t, rest};
   }
 
   StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G) override {
@@ -234,8 +248,8 @@ struct HostedImpl final : Optimizer::Impl {
 HostedOptimizer::HostedOptimizer(py::handle host, const std::string& rule, OptimizerOptions options)
     : Optimizer(std::make_unique<HostedImpl>(host, torch_rule(rule), std::move(options))) {}
 
-void HostedOptimizer::add(const py::object& parameter, const py::dict& group, const std::string& name) {
-  static_cast<HostedImpl&>(*impl_).add(parameter, group, name);
+void HostedOptimizer::add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
+  static_cast<HostedImpl&>(*impl_).add(parameter, group, name, embedding);
 }
 
 void HostedOptimizer::check_group(const py::dict& group) const {

@@ -23,8 +23,8 @@ class HostedOptimizer final : public Optimizer {
 
   // A parameter and the group (a dict) whose values it follows. A DTensor is updated by its local part, from its
   // ordinary gradient. Throws Error for what Optimizer refuses; a parameter may be frozen.
-  // name: the parameter's, which stochastic rounding is keyed by.
-  void add(const pybind11::object& parameter, const pybind11::dict& group, const std::string& name);
+  // name: the parameter's, which stochastic rounding is keyed by. embedding: its moments are not kept in 8 bits.
+  void add(const pybind11::object& parameter, const pybind11::dict& group, const std::string& name, bool embedding);
   // Every value of a group that the rule reads is checked.
   void check_group(const pybind11::dict& group) const;
   // Once all parameters are there: a format that none of them can have is refused.

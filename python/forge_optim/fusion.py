@@ -16,13 +16,23 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C, compiled
 
-_fused_weights = WeakIdKeyDictionary()
+_fused_weights = WeakIdKeyDictionary()  # whether one of the modules is an embedding
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def is_fused(parameter: Tensor) -> bool:
     """True where the parameter is the weight of a module that ``fuse`` has changed."""
     return parameter in _fused_weights
+
+
+def is_embedding(parameter: Tensor) -> bool:
+    """True where one of the modules whose weight the parameter is, is a fused embedding."""
+    return _fused_weights.get(parameter, False)
+
+
+def _note_fused(module: nn.Module) -> None:
+    weight = module.weight
+    _fused_weights[weight] = isinstance(module, nn.Embedding) or is_embedding(weight)
 
 
 # ---- The fused modules -----------------------------------------------------------------------------------------------
@@ -39,7 +49,7 @@ class Fused:
     def __setstate__(self, state):
         super().__setstate__(state)
         if self._parameters.get("weight") is not None:
-            _fused_weights[self.weight] = True
+            _note_fused(self)
 
     def __reduce_ex__(self, protocol):
         rebuild, arguments, *rest = super().__reduce_ex__(protocol)
@@ -188,7 +198,7 @@ def _fuse_module(module: nn.Module) -> str | None:
     reason = _obstacle(module, cls)
     if reason is None:
         module.__class__ = cls
-        _fused_weights[module.weight] = True
+        _note_fused(module)
     return reason
 
 

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
 from .compiled import note_held
-from .fusion import fuse, is_fused
+from .fusion import fuse, is_embedding, is_fused
 
 Schedule = Literal["at_step", "in_backward"]
 CollapsePolicy = Literal["auto", "never"]
@@ -38,14 +38,24 @@ _OPTIONS = """
     exact: norms by the same chain of operations as the update, dense gradients in fp32: the same bits as when every
         gradient is multiplied out, clipped or not.
     state_format: how moments are kept: "fp32", "bf16", "bf16_stochastic", "int8" or "fp8"; None: as a checkpoint brings
-        them, else in each weight's own dtype. int8 and fp8 are for matrices of at least 4,096 elements that are no embeddings; the others
-        are fp32 then. A param group's "state_format" is for all of its parameters.
+        them, else in each weight's own dtype. int8 and fp8 are for matrices of at least 4,096 elements that are no
+        embeddings; the others are fp32 then. A param group's "state_format" is for all of its parameters.
     weight_format: how bf16 weights are kept: "bf16" (rounded to nearest), "bf16_stochastic", "bf16_plus16" (with the
         16 bits that bf16 drops from fp32) or "bf16_plus8".
     seed: of stochastic rounding, whose noise depends on this, the parameter's name, the element and the step alone.
 
     Parameters are fp32 or bf16 on the CPU. RuntimeError where one is not, or an argument cannot be met.
 """
+
+
+# Formats that round stochastically, and how the elements of a weight get their random bits (docs/numerics.md).
+_STOCHASTIC = {"bf16_stochastic", "int8", "fp8"}
+_NOISE_MAPPING = 1
+
+
+def _canonical(name: str) -> str:
+    """A parameter's name without what torch.compile and data-parallel wrappers put before parts of it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -67,7 +77,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     ) -> None:
         self._options = (schedule, collapse, exact, state_format, weight_format, seed)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
-        self._names = WeakIdKeyDictionary()  # what the noise of a parameter is keyed by; its place where there is none
+        self._names = WeakIdKeyDictionary()  # of parameters, where they are known
         if isinstance(params, nn.Module):
             fuse(params)
             self._names.update({p: name for name, p in params.named_parameters()})
@@ -97,12 +107,31 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._hold(group)
 
     def _hold(self, group: dict[str, Any]) -> None:
-        before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
-        names = group.get("param_names", [None] * len(group["params"]))
-        for place, (parameter, name) in enumerate(zip(group["params"], names, strict=True), start=before):
-            name = self._names.setdefault(parameter, name or str(place))
-            self._engine.add(parameter, group, name)
+        for parameter, name in zip(group["params"], self._noise_names(group), strict=True):
+            self._engine.add(parameter, group, name, is_embedding(parameter))
             note_held(parameter)
+
+    def _noise_names(self, group: dict[str, Any]) -> list[str]:
+        """What the noise of each parameter is keyed by: its name or, without one, its place. In a checkpoint, so that a
+        run goes on with the same noise; where nothing is rounded stochastically it is left out."""
+        formats = {*self._options[3:5], group.get("state_format")}
+        if not formats & _STOCHASTIC:
+            return [""] * len(group["params"])
+        noise = group.get("noise")
+        if noise is None:
+            before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
+            given = group.get("param_names", [None] * len(group["params"]))
+            names = [
+                _canonical(self._names.get(p) or name or str(place))
+                for place, (p, name) in enumerate(zip(group["params"], given, strict=True), start=before)
+            ]
+            noise = group["noise"] = {"mapping": _NOISE_MAPPING, "names": names}
+        if noise["mapping"] != _NOISE_MAPPING:
+            raise RuntimeError(
+                f'param_groups: the noise of this checkpoint is mapped as version {noise["mapping"]}, and this library '
+                f"maps it as version {_NOISE_MAPPING}; go on with the version that wrote it"
+            )
+        return noise["names"]
 
     @torch._disable_dynamo
     @torch.no_grad()
@@ -139,14 +168,12 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[parameter][key] = value.detach().to(device=parameter.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = [self._names[p] for group in self.param_groups for p in group["params"]]
-        return super().__getstate__() | {"_options": self._options, "_names": names}
+        return super().__getstate__() | {"_options": self._options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
-            parameters = (p for group in self.param_groups for p in group["params"])
-            self._names = WeakIdKeyDictionary(dict(zip(parameters, state["_names"], strict=True)))
+            self._names = WeakIdKeyDictionary()
             self._bind()
 
     def reset_peak_memory(self) -> None:
