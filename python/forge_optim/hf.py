@@ -57,7 +57,7 @@ def _their_kwargs(args: TrainingArguments, cls: type[FusedOptimizer]) -> dict[st
     from transformers import Trainer
 
     if not issubclass(cls, FusedOptimizer):
-        raise TypeError(f"hf.optimizer: {cls.__name__} is no optimizer of forge_optim")
+        raise TypeError(f"hf.optimizer: {cls.__name__} is none of forge_optim's")
     name = next((name for ours, name in _THEIR_NAMES.items() if issubclass(cls, ours)), None)
     if name is None:
         defaults = cls([nn.Parameter(torch.zeros(1))]).defaults

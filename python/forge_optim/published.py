@@ -143,10 +143,8 @@ class ADOPT(_Published):
                 group["clip_value"] = float(self.clip_lambda(int(steps))) or sys.float_info.min
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        self._set_clip()
-        loss = super().step(closure)
-        self._set_clip()  # in backward the next update comes before the next step()
-        return loss
+        self._set_clip()  # in backward, where this step has been taken, for the next
+        return super().step(closure)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"clip_lambda": self.clip_lambda}

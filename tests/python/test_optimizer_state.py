@@ -163,8 +163,8 @@ def test_fp32_moments_of_bf16_weights_stay_fp32_and_keep_their_bits(rule, moment
     [
         (torch.float32, None, torch.float32),
         (torch.bfloat16, None, torch.bfloat16),
-        (torch.bfloat16, torch.float32, torch.float32),
-        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, "fp32", torch.float32),
+        (torch.float32, "bf16", torch.bfloat16),
     ],
 )
 @schedules

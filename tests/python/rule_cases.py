@@ -1,0 +1,112 @@
+"""Every optimizer of the package, with options away from their defaults."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+forge = pytest.importorskip("forge_optim")
+
+
+def third(step):
+    """A clip of ADOPT's."""
+    return step / 3
+
+
+TORCHS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+
+CASES = {
+    "SGD": [
+        {},
+        dict(weight_decay=0.1, maximize=True),
+        dict(momentum=0.9),
+        dict(momentum=0.9, dampening=0.3, weight_decay=0.1, maximize=True),
+        dict(momentum=0.8, nesterov=True, weight_decay=0.1),
+    ],
+    "Adam": [
+        {},
+        dict(betas=(0.4, 0.9), eps=1e-3, weight_decay=0.1, maximize=True),
+        dict(amsgrad=True, weight_decay=0.1),
+    ],
+    "AdamW": [
+        {},
+        dict(betas=(0.4, 0.9), eps=1e-3, weight_decay=0.3, maximize=True),
+        dict(amsgrad=True, lr=torch.tensor(0.01)),
+    ],
+    "NAdam": [
+        {},
+        dict(betas=(0.8, 0.99), eps=1e-3, weight_decay=0.1, momentum_decay=0.1),
+        dict(weight_decay=0.3, decoupled_weight_decay=True, maximize=True),
+    ],
+    "RAdam": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, maximize=True),
+        dict(weight_decay=0.3, decoupled_weight_decay=True, betas=(0.9, 0.7)),
+    ],
+    "Adamax": [{}, dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, maximize=True)],
+    "Adagrad": [
+        {},
+        dict(lr_decay=0.3, weight_decay=0.1, initial_accumulator_value=0.2, eps=1e-3),
+        dict(maximize=True),
+    ],
+    "Adadelta": [{}, dict(rho=0.7, eps=1e-3, weight_decay=0.1, maximize=True)],
+    "RMSprop": [
+        {},
+        dict(alpha=0.8, eps=1e-3, weight_decay=0.1, maximize=True),
+        dict(momentum=0.9, weight_decay=0.1),
+        dict(centered=True, eps=1e-2),
+        dict(centered=True, momentum=0.8, eps=1e-2, maximize=True),
+    ],
+    "Rprop": [{}, dict(etas=(0.7, 1.5), step_sizes=(1e-3, 0.02), maximize=True)],
+    "ASGD": [{}, dict(lambd=0.1, alpha=0.5, t0=2, weight_decay=0.1, maximize=True)],
+    "Lion": [{}, dict(betas=(0.8, 0.6), weight_decay=0.3)],
+    "Signum": [{}, dict(momentum=0.4, weight_decay=0.3)],
+    "Adan": [
+        {},
+        dict(betas=(0.9, 0.8, 0.95), eps=1e-3, weight_decay=0.3),
+        dict(betas=(0.4, 0.3, 0.2), weight_decay=0.3, no_prox=True),
+    ],
+    "AdEMAMix": [
+        {},
+        dict(betas=(0.8, 0.99, 0.999), alpha=5.0, beta3_warmup=5, alpha_warmup=3, eps=1e-3, weight_decay=0.3),
+    ],
+    "ADOPT": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-2, weight_decay=0.1, maximize=True),
+        dict(weight_decay=0.3, decouple=True),
+        dict(clip_lambda=None),
+        dict(clip_lambda=third),
+    ],
+    "ScheduleFreeAdamW": [
+        {},
+        dict(betas=(0.7, 0.9), eps=1e-3, weight_decay=0.1, warmup_steps=3, r=1.0, weight_lr_power=1.0),
+        dict(inner_momentum=0.6, weight_decay=0.1),
+    ],
+    "ScheduleFreeSGD": [
+        {},
+        dict(momentum=0.7, weight_decay=0.1, warmup_steps=10, r=1.0, weight_lr_power=0.0),
+    ],
+    "SophiaG": [{}, dict(betas=(0.8, 0.9), rho=0.4, weight_decay=0.3, maximize=True)],
+    "MARS": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, gamma=0.1, amsgrad=True),
+        dict(is_approx=False),
+    ],
+    "Grams": [{}, dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, correct_bias=False)],
+    "CautiousAdamW": [{}, dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, correct_bias=False)],
+}
+ALL = [pytest.param(cls, options, id=f"{cls} {i}") for cls in CASES for i, options in enumerate(CASES[cls])]
+torchs_cases = pytest.mark.parametrize("cls, options", [case for case in ALL if case.values[0] in TORCHS])
+every_case = pytest.mark.parametrize("cls, options", ALL)
+every_optimizer = pytest.mark.parametrize("cls", CASES)
+
+
+def ours_of(cls, params, **options):
+    """Ready to train."""
+    optimizer = getattr(forge, cls)(params, **options)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+def moments_of(optimizer, p):
+    """Copies of what is kept for a parameter, its count of steps excepted."""
+    return {key: torch.as_tensor(x).clone() for key, x in optimizer.state[p].items() if key != "step" and x is not None}
