@@ -13,6 +13,8 @@ Usage: forge COMMAND [FLAGS]
 
   train     from text to a model that Hugging Face's transformers open
   compare   the same training with and without stored gradients, side by side
+  verify    checks on this machine what is promised to be exact, on a weight of your shape
+  bench     times the update of one weight in every format: forge bench update
 
 `forge COMMAND --help` lists a command's flags. To begin with:
 
@@ -32,10 +34,14 @@ int run(int argc, const char* const* argv) {
     forge::app::train_command(argc - 1, argv + 1);
   } else if (command == "compare") {
     forge::app::compare_command(argc - 1, argv + 1);
+  } else if (command == "verify") {
+    forge::app::verify_command(argc - 1, argv + 1);
+  } else if (command == "bench") {
+    forge::app::bench_command(argc - 1, argv + 1);
   } else if (command == "logits") {
     forge::app::logits_command(argc - 1, argv + 1);
   } else {
-    const std::string near = forge::app::nearest(command, {"train", "compare"});
+    const std::string near = forge::app::nearest(command, {"train", "compare", "verify", "bench"});
     std::cerr << "forge: unknown command " << command << (near.empty() ? "" : "; did you mean " + near + "?")
               << " See forge --help\n";
     return kUsage;

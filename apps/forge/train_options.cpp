@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "apps/forge/cli.h"
+#include "apps/forge/update_flags.h"
 #include "forge/base/error.h"
 
 namespace forge::app {
@@ -18,35 +19,13 @@ constexpr std::int64_t kLongestWarmup = 20;  // where none is given
 constexpr const char* kUnfit[] = {"sophiag", "schedulefreeadamw", "schedulefreesgd"};
 
 std::map<std::string, std::string> rules() {
-  std::map<std::string, std::string> all;
-  for (const std::string& name : optimizer_names())
-    if (std::ranges::find(kUnfit, name) == std::end(kUnfit)) all[name] = name;
-  return all;
-}
-
-std::map<std::string, Format> formats(bool FormatInfo::*wanted) {
-  std::map<std::string, Format> all;
-  for (int i = 0; i < kFormatCount; ++i)
-    if (kFormats[i].*wanted) all[kFormats[i].name] = Format(i);
+  std::map<std::string, std::string> all = choices_of_rules();
+  for (const char* name : kUnfit) all.erase(name);
   return all;
 }
 
 const std::map<std::string, Schedule> kSchedules = {{"at_step", Schedule::at_step},
                                                     {"in_backward", Schedule::in_backward}};
-
-// A flag whose value is one of the map's names.
-template <class T>
-CLI::Option* add_choice(CLI::App& app, const char* flag, T& value, const std::map<std::string, T>& choices,
-                        const char* initial, const std::string& help) {
-  std::string names;
-  for (const auto& [name, unused] : choices) names += (names.empty() ? "" : "|") + name;
-  const auto set = [&value, choices, names](const std::string& text) {
-    const auto found = choices.find(text);
-    if (found == choices.end()) throw CLI::ValidationError(text + " is none of " + names);
-    value = found->second;
-  };
-  return app.add_option_function<std::string>(flag, set, help)->type_name(names)->default_str(initial);
-}
 
 std::string preset_help() {
   std::string help = "Shape to start from";
@@ -90,18 +69,27 @@ void add_loop_options(CLI::App& app, TrainOptions& o) {
   add("--threads", o.threads, "Threads (0: one a core)")->check(not_negative());
 }
 
-// An option's name → the optimizers that have it, with its initial value there. The learning rate is the schedule's.
+// Options that are no flags: the learning rate is the schedule's, nobody wants the highest loss, and MARS without its
+// approximation needs the gradient of the last batch's weights on this one.
+constexpr const char* kNoFlags[] = {"lr", "maximize", "is_approx"};
+
+// An option's name → the optimizers that have it, with its initial value there.
 std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> rule_flags() {
   std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> all;
   for (const auto& [rule, unused] : rules())
     for (const RuleOption& option : options_of_optimizer(rule))
-      if (option.name != "lr") all[option.name].emplace_back(rule, option);
+      if (std::ranges::find(kNoFlags, option.name) == std::end(kNoFlags)) all[option.name].emplace_back(rule, option);
   return all;
 }
 
-std::string flag_of(std::string option) {
+using Owners = std::vector<std::pair<std::string, RuleOption>>;
+
+// What is on unless told otherwise is told otherwise by --no-….
+bool is_on(const Owners& owners) { return owners.front().second.flag && owners.front().second.initial == 1; }
+
+std::string flag_of(std::string option, const Owners& owners) {
   std::ranges::replace(option, '_', '-');
-  return "--" + option;
+  return (is_on(owners) ? "--no-" : "--") + option;
 }
 
 std::string text_of(double x) {
@@ -111,10 +99,10 @@ std::string text_of(double x) {
 }
 
 // "adamw (default: 0.1), sgd (0), …"
-std::string help_of(const std::vector<std::pair<std::string, RuleOption>>& owners) {
-  std::string help;
+std::string help_of(const std::string& name, const Owners& owners) {
+  std::string help = name == "weight_decay" ? "Acts on matrices, never on norms. " : "";
   for (const auto& [rule, option] : owners) {
-    help += (help.empty() ? "Of " : ", ") + rule;
+    help += (&rule == &owners.front().first ? "Of " : ", ") + rule;
     double initial = option.initial;
     if (rule == "adamw") {
       const RuleValues ours = TrainerOptions().values;
@@ -125,13 +113,13 @@ std::string help_of(const std::vector<std::pair<std::string, RuleOption>>& owner
   return help;
 }
 
-void add_rule_flag(CLI::App& app, RuleValues& values, const std::string& name,
-                   const std::vector<std::pair<std::string, RuleOption>>& owners) {
+void add_rule_flag(CLI::App& app, RuleValues& values, const std::string& name, const Owners& owners) {
+  const std::string name_of_flag = flag_of(name, owners);
+  const auto set = [&values, name](double x) { values[name] = x; };
   CLI::Option* flag = owners.front().second.flag
                           ? app.add_flag_callback(
-                                flag_of(name), [&values, name] { values[name] = 1; }, help_of(owners))
-                          : app.add_option_function<double>(
-                                flag_of(name), [&values, name](double x) { values[name] = x; }, help_of(owners));
+                                name_of_flag, [set, off = is_on(owners)] { set(off ? 0 : 1); }, help_of(name, owners))
+                          : app.add_option_function<double>(name_of_flag, set, help_of(name, owners));
   flag->group("Optimizer's own");
 }
 
@@ -162,10 +150,11 @@ void add_gradient_options(CLI::App& app, TrainOptions& o) {
       ->group(group);
   app.add_flag("--exact", o.trainer.optimizer.exact, "The same bits as --no-fuse, clipped or not; slower norms")
       ->group(group);
-  add_choice(app, "--weights", o.weights, formats(&FormatInfo::for_weights), "fp32",
+  add_choice(app, "--weights", o.weights, choices_of_formats(&FormatInfo::for_weights), "fp32",
              "Format of weights; with any but fp32, activations are bf16")
       ->group(group);
-  add_choice(app, "--state", o.state, formats(&FormatInfo::for_moments), "fp32", "Format of the optimizer's moments")
+  add_choice(app, "--state", o.state, choices_of_formats(&FormatInfo::for_moments), "fp32",
+             "Format of the optimizer's moments")
       ->group(group);
 }
 
@@ -197,7 +186,7 @@ void settle_rule(TrainOptions& o) {
       fits = fits || rule == o.trainer.rule;
       owners += (owners.empty() ? "" : ", ") + rule;
     }
-    check(fits, flag_of(name), ": belongs to --optimizer ", owners, "; leave it out");
+    check(fits, flag_of(name, flags.at(name)), ": belongs to --optimizer ", owners, "; leave it out");
     o.trainer.values[name] = value;
   }
 }

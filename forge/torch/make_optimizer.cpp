@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -88,6 +89,20 @@ std::unique_ptr<GroupedOptimizer> make_optimizer(const std::string& name, std::v
     made = std::make_unique<OptimizerOf<Options>>(std::move(typed), std::move(options));
   });
   return made;
+}
+
+RuleStep prepare_rule(const std::string& name, const RuleValues& values, const Progress& progress) {
+  std::optional<RuleStep> step;
+  with_optimizer(
+      name, [&]<class Options>() { step = OptimizingOf<Options>::prepare(options_from<Options>(values), progress); });
+  return *step;
+}
+
+Progress next_progress(const std::string& name, const RuleValues& values, const Progress& progress) {
+  Progress next;
+  with_optimizer(name,
+                 [&]<class Options>() { next = OptimizingOf<Options>::next(options_from<Options>(values), progress); });
+  return next;
 }
 
 }  // namespace forge

@@ -29,4 +29,9 @@ struct RuleOption {
 };
 std::vector<RuleOption> options_of_optimizer(const std::string& name);
 
+// The rule that the options choose, at one update, and where the next one stands: what kernels take, without an
+// optimizer.
+RuleStep prepare_rule(const std::string& name, const RuleValues& values, const Progress& progress);
+Progress next_progress(const std::string& name, const RuleValues& values, const Progress& progress);
+
 }  // namespace forge
