@@ -30,11 +30,7 @@ struct AdamOptions {
     f(Field{"decoupled_weight_decay"}, o.decoupled_weight_decay);
   }
   static void shared_fields(auto& o, auto&& f) {
-    f(Field{"lr", Bounds::not_negative}, o.lr);
-    f(Field{"beta1", Bounds::below_one, "betas", 0}, o.beta1);
-    f(Field{"beta2", Bounds::below_one, "betas", 1}, o.beta2);
-    f(Field{"eps", Bounds::not_negative}, o.eps);
-    f(Field{"weight_decay", Bounds::not_negative}, o.weight_decay);
+    adam_fields(o, f);
     f(Field{"amsgrad"}, o.amsgrad);
     f(Field{"maximize"}, o.maximize);
   }

@@ -62,6 +62,15 @@ void check_options(const Options& options, const Progress& progress) {
   check(progress.step >= 1, Options::kName, ": step is ", progress.step, "; the first update is step 1");
 }
 
+// The fields that Adam's relatives share.
+void adam_fields(auto& o, auto&& f) {
+  f(Field{"lr", Bounds::not_negative}, o.lr);
+  f(Field{"beta1", Bounds::below_one, "betas", 0}, o.beta1);
+  f(Field{"beta2", Bounds::below_one, "betas", 1}, o.beta2);
+  f(Field{"eps", Bounds::not_negative}, o.eps);
+  f(Field{"weight_decay", Bounds::not_negative}, o.weight_decay);
+}
+
 // 1 − βᵗ: what an average of t terms with weights (1 − β) βⁱ falls short of.
 inline double bias_correction(double beta, std::int64_t t) { return 1 - std::pow(beta, static_cast<double>(t)); }
 
