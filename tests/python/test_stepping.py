@@ -84,7 +84,7 @@ def test_what_is_written_into_a_group_acts_at_the_next_update(rule, schedule):
     assert_same_weights(ours, theirs, rule)
 
 
-@pytest.mark.parametrize("key, value", [("lr", "fast"), ("lr", -1.0), ("betas", (0.9,)), ("amsgrad", True)])
+@pytest.mark.parametrize("key, value", [("lr", "fast"), ("lr", -1.0), ("betas", (0.9,)), ("capturable", True)])
 def test_nonsense_written_into_a_group_is_refused_and_changes_nothing(key, value):
     model = mlp()
     optimizer = forge.AdamW(model)
@@ -332,7 +332,7 @@ def both_without_names():
     "group, said",
     [
         (lambda: {"params": [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2).double())]}, "Double"),
-        (lambda: {"params": [nn.Parameter(torch.zeros(2))], "amsgrad": True}, "amsgrad"),
+        (lambda: {"params": [nn.Parameter(torch.zeros(2))], "capturable": True}, "capturable"),
         (lambda: {"params": [nn.Parameter(torch.zeros(2))], "lr": "fast"}, "lr"),
     ],
 )
