@@ -13,14 +13,11 @@
 #include "forge/torch/executor.h"
 
 namespace forge {
-namespace {
 
 at::ScalarType values_type(Format format, Sign sign) {
   const FormatInfo& info = info_of(format);
   return scalar_type_of(sign == Sign::any ? info.values : info.not_negative_values);
 }
-
-}  // namespace
 
 StoredTensor::StoredTensor(const at::Tensor& numbers)
     : format(numbers.scalar_type() == at::kBFloat16 ? Format::bf16 : Format::fp32), values(numbers) {}
@@ -38,14 +35,19 @@ Stored StoredTensor::view(Shape shape, const Noise& noise) const {
   return {format, as_matrix(values, shape), info.has_rest ? as_matrix(rest, of_rest) : Matrix{}, noise};
 }
 
+std::vector<std::int64_t> sizes_of_rest(const at::Tensor& parameter, Format format) {
+  std::int64_t columns = info_of(format).columns_of_rest;
+  if (columns == 1) return parameter.sizes().vec();
+  Shape shape = matrix_shape(parameter);
+  return {shape.out, ceil_div(shape.in, columns)};
+}
+
 at::Tensor zeros_of_rest(const at::Tensor& parameter, Format format) {
   const FormatInfo& info = info_of(format);
   if (!info.has_rest) return {};
   at::ScalarType type = scalar_type_of(info.rest);
   if (info.columns_of_rest == 1) return at::zeros_like(parameter, type).requires_grad_(false);
-  Shape shape = matrix_shape(parameter);
-  return at::zeros({shape.out, ceil_div(shape.in, info.columns_of_rest)}, parameter.options().dtype(type))
-      .requires_grad_(false);
+  return at::zeros(sizes_of_rest(parameter, format), parameter.options().dtype(type)).requires_grad_(false);
 }
 
 StoredTensor zeros_in_format(const at::Tensor& parameter, Format format, Sign sign) {

@@ -2,6 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "forge/formats/format.h"
 #include "forge/torch/matrix_view.h"
 
@@ -25,6 +29,10 @@ struct StoredTensor {
 
 // Zeros in a format, of the parameter's shape and memory order.
 StoredTensor zeros_in_format(const at::Tensor& parameter, Format format, Sign sign);
+
+// The type of a format's values, and the shape of its scales for a tensor of that shape.
+at::ScalarType values_type(Format format, Sign sign);
+std::vector<std::int64_t> sizes_of_rest(const at::Tensor& parameter, Format format);
 
 // The second part of what a format keeps for a parameter, zeros; undefined where it has none.
 at::Tensor zeros_of_rest(const at::Tensor& parameter, Format format);

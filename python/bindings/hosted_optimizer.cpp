@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -96,7 +97,12 @@ struct HostedImpl final : Optimizer::Impl {
   }
 
   // The steps that SGD does not count matter where noise depends on them.
-  bool keeps_step(std::size_t i) const { return rule->counts_steps || weight_format_of(i) == Format::bf16_stochastic; }
+  bool keeps_step(std::size_t i) const {
+    const auto& moments = state[i].moments;
+    return rule->counts_steps || info_of(weight_format_of(i)).random_bits > 0 ||
+           std::any_of(moments.begin(), moments.end(),
+                       [](const StoredTensor& m) { return info_of(m.format).random_bits > 0; });
+  }
 
   void load(std::size_t i) override {
     py::gil_scoped_acquire lock;
@@ -181,11 +187,11 @@ struct HostedImpl final : Optimizer::Impl {
     if (scale.is_none()) return t.to(at::kFloat);
     Format format = t.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8;
     at::Tensor rest = scale.cast<at::Tensor>();
-    at::Tensor fitting = zeros_of_rest(t, format);
-    check(rest.scalar_type() == fitting.scalar_type() && rest.sizes() == fitting.sizes() && rest.is_contiguous(),
-          "state: \"", scale_key(moment), "\" is ", rest.scalar_type(), " of ", rest.sizes(), ", expected ",
-          fitting.scalar_type(), " of ", fitting.sizes());
-    at::ScalarType type = zeros_in_format(t.slice(0, 0, 0), format, moment.sign).values.scalar_type();
+    std::vector<std::int64_t> sizes = sizes_of_rest(t, format);
+    check(rest.scalar_type() == at::kBFloat16 && rest.sizes() == at::IntArrayRef(sizes) && rest.is_contiguous(),
+          "state: \"", scale_key(moment), "\" is ", rest.scalar_type(), " of ", rest.sizes(), ", expected BFloat16 of ",
+          at::IntArrayRef(sizes));
+    at::ScalarType type = values_type(format, moment.sign);
     check(t.scalar_type() == type, "state: \"", moment.key, "\" is ", t.scalar_type(), ", expected ", type);
     return {format, t, rest};
   }

@@ -246,6 +246,17 @@ def test_noise_of_a_compiled_model_is_the_models():
     assert_equal_bits(model, trained(2, weight_format="bf16_stochastic")[0])
 
 
+@pytest.mark.parametrize("formats", [dict(state_format="int8"), dict(weight_format="bf16_stochastic"), {}])
+def test_sgd_counts_its_steps_where_noise_depends_on_them(formats):
+    """torch's SGD has none; without one, every step would round with the same noise."""
+    model = net()
+    optimizer = forge.SGD(model, lr=1e-3, momentum=0.9, **formats)
+    train(model, optimizer, loss=loss, data=ids, steps=3)
+    counted = ["step" in of for of in optimizer.state.values()]
+    assert any(counted) == bool(formats)
+    assert all(of["step"] == 3 for of in optimizer.state.values() if "step" in of)
+
+
 # ---- Refusals ------------------------------------------------------------------------------------------------------
 
 
