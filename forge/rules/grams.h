@@ -1,20 +1,12 @@
 #pragma once
 
-#include <array>
-#include <cmath>
-
 #include "forge/base/inline.h"
-#include "forge/rules/adam.h"
-#include "forge/rules/rule.h"
+#include "forge/rules/uncorrected_adamw.h"
 
 namespace forge {
 
 // The sign of the gradient with the size of Adam's step (Cao, Li & Song, arXiv 2412.17107), as the authors' class
-// defines it (Gunale0926/Grams):
-//   m ← β₁ m + (1 − β₁) g,   c₁ = 1 − β₁ᵗ
-//   v ← β₂ v + (1 − β₂) g²,  c₂ = 1 − β₂ᵗ
-//   w ← (1 − lr · weight_decay) w − lr √c₂ / c₁ · sign(g) |m| / (√v + eps)
-// eps is added to the root that is not corrected; without correct_bias c₁ and c₂ are 1.
+// defines it (Gunale0926/Grams): the direction is sign(g) |m|.
 struct GramsOptions {
   static constexpr const char* kName = "Grams";
   double lr = 1e-3;
@@ -32,32 +24,12 @@ struct GramsOptions {
 
 namespace rules {
 
-struct Grams {
-  using Options = GramsOptions;
+struct Grams : UncorrectedAdamW<Grams, GramsOptions> {
   static constexpr const char* kName = "grams";
-  static constexpr std::array kMoments = {Moment{"exp_avg"}, Moment{"exp_avg_sq", Sign::not_negative}};
-
-  struct Step {
-    float decay;
-    AdamMoments moments;
-    float eps;
-    float step_size;  // lr √c₂ / c₁
-  };
-  static Step prepare(const Options& o, const Progress& p) {
-    check_options(o, p);
-    double corrected = std::sqrt(bias_correction(o.beta2, p.step)) / bias_correction(o.beta1, p.step);
-    return {.decay = static_cast<float>(1 - o.lr * o.weight_decay),
-            .moments = AdamMoments(o.beta1, o.beta2),
-            .eps = static_cast<float>(o.eps),
-            .step_size = static_cast<float>(o.correct_bias ? o.lr * corrected : o.lr)};
-  }
 
   template <class V>
-  FORGE_INLINE static void update(V& w, V g, V* moment, const Step& s) {
-    s.moments.update(g, moment[0], moment[1]);
-    V direction = sign_of(g) * abs(moment[0]);
-    V change = V(s.step_size) * direction / (sqrt(moment[1]) + V(s.eps));
-    w = fma(V(s.decay), w, -change);
+  FORGE_INLINE static V direction(V g, V m) {
+    return sign_of(g) * abs(m);
   }
 };
 
