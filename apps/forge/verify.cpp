@@ -168,28 +168,16 @@ class Verification {
   }
 
   // A part of a stored matrix, in its place.
-  Stored part_of(const StoredTensor& t, const Part& p, const Noise& noise) const {
-    Stored m = t.view({options_.out, options_.in}, noise);
-    const std::int64_t per_rest = info_of(m.format).columns_of_rest;
-    auto cut = [&](const Matrix& all, std::int64_t col, std::int64_t cols) {
-      return Matrix{all.at(p.row, col), all.dtype, p.rows, cols, all.stride};
-    };
-    m.values = cut(m.values, p.col, p.cols);
-    if (m.rest.data) m.rest = cut(m.rest, p.col / per_rest, (p.cols + per_rest - 1) / per_rest);
-    return m;
+  Stored part_of(const StoredTensor& t, const Part& p, const Noise& noise = {}) const {
+    return shard_of(t.view({options_.out, options_.in}, noise), p.row, p.rows, p.col, p.cols);
   }
 
   void step(Weight& weight, const Part& p, int i, const std::vector<Term>& terms, Executor&& executor,
             Target target) const {
     const Expression G = expression(terms, p);
-    const Noise noise = {.seed = options_.seed,
-                         .parameter = fnv1a("weight"),
-                         .step = i + 1,
-                         .row = p.row,
-                         .col = p.col,
-                         .in = options_.in};
+    const Noise noise = {.seed = options_.seed, .parameter = fnv1a("weight"), .step = i + 1};
     std::vector<Stored> S;
-    for (const StoredTensor& m : weight.moments) S.push_back(part_of(m, p, noise));
+    for (const StoredTensor& m : weight.moments) S.push_back(part_of(m, p));
     std::vector<std::byte> workspace(workspace_bytes(G, executor.workers(), target));
     update(part_of(weight.W, p, noise), S, G, rules_[static_cast<std::size_t>(i)], {executor, workspace, target});
   }

@@ -71,6 +71,10 @@ inline Segment segment_at(const Stored& m, std::int64_t row, std::int64_t col) {
   return {m.values.at(row, col), info.has_rest ? m.rest.at(row, col / info.columns_of_rest) : nullptr, nullptr};
 }
 
+// Rows [row, row + rows) and columns [col, col + cols) of a stored matrix, in their place and with their noise; `col`
+// is a multiple of kBlockColumns where the format has blocks.
+Stored shard_of(const Stored& m, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols);
+
 // Where a weight's noise has the random bits of one of its matrices: `which` is 0 for the weight itself, 1 + k for
 // moment k. Two moments with 8 bits a column share one use.
 struct NoisePlace {

@@ -95,28 +95,6 @@ TEST(ContractChain, RowAndColumnShardsAreSlicesOfTheWhole) {
   }
 }
 
-// Columns [col, col + cols) of a stored matrix; `col` a multiple of its blocks.
-Stored columns(Stored m, std::int64_t col, std::int64_t cols) {
-  auto part = [](Matrix part, std::int64_t from, std::int64_t n) {
-    return Matrix{part.at(0, from), part.dtype, part.rows, n, part.stride};
-  };
-  std::int64_t per_rest = info_of(m.format).columns_of_rest;
-  m.noise.in = m.values.cols;
-  m.noise.col = col;
-  m.values = part(m.values, col, cols);
-  if (m.rest.data) m.rest = part(m.rest, col / per_rest, ceil_div(cols, per_rest));
-  return m;
-}
-
-// Rows [row, row + rows).
-Stored rows_of(Stored m, std::int64_t row, std::int64_t rows) {
-  auto part = [&](Matrix part) { return Matrix{part.row(row), part.dtype, rows, part.cols, part.stride}; };
-  m.noise.row = row;
-  m.values = part(m.values);
-  if (m.rest.data) m.rest = part(m.rest);
-  return m;
-}
-
 // Contracts 2 and 5 (noise_depends_on_the_element_only): a shard has the bits of the whole, its noise too.
 TEST(ContractChain, AShardOfWIsUpdatedInItsPlace) {
   Random random(24);
@@ -137,7 +115,7 @@ TEST(ContractChain, AShardOfWIsUpdatedInItsPlace) {
         std::vector<std::vector<std::int64_t>> index;
         std::vector<Buffer> gathered;
         std::vector<Term> terms = shard_terms(G, row, rows, col, cols, index, gathered);
-        auto shard = [&](const Stored& m) { return rows_of(columns(m, col, cols), row, rows); };
+        auto shard = [&](const Stored& m) { return shard_of(m, row, rows, col, cols); };
         std::vector<Stored> S;
         for (const Stored& s : weight.moments()) S.push_back(shard(s));
         Expression part = {rows, cols, terms, G.scale};

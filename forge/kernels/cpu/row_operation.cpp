@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "forge/base/integers.h"
+
 namespace forge::cpu {
 namespace {
 
@@ -47,7 +49,7 @@ void RowStore::store(std::int64_t row, std::int64_t col, std::int64_t n, const f
 void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
   prefetch_columns(stored_.values, row, col, n);
   std::int64_t columns = layout_.columns_of_rest;
-  if (stored_.rest.data) prefetch_columns(stored_.rest, row, col / columns, (n + columns - 1) / columns);
+  if (stored_.rest.data) prefetch_columns(stored_.rest, row, col / columns, ceil_div(n, columns));
 }
 
 const std::uint16_t* BlockNoise::of(std::uint32_t use) {
