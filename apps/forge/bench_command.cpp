@@ -2,12 +2,12 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "apps/forge/cli.h"
 #include "apps/forge/commands.h"
+#include "apps/forge/json_file.h"
 #include "apps/forge/update_bench.h"
 #include "apps/forge/update_flags.h"
 #include "forge/base/error.h"
@@ -37,11 +37,7 @@ void bench_command(int argc, const char* const* argv) {
   const std::vector<UpdateBenchRow> rows = bench_update(o);
   fmt::print("{} of a {} x {} weight, {} threads, medians of {}\n{}", o.rule, o.out, o.in, at::get_num_threads(),
              o.repetitions, to_table(rows));
-  if (json.empty()) return;
-  std::ofstream file(json);
-  file << to_json(rows).dump(2) << "\n";
-  file.close();
-  check(!file.fail(), "--json: cannot write ", json, "; name a file in a folder that exists");
+  write_json(json, to_json(rows));
 }
 
 }  // namespace forge::app

@@ -2,14 +2,13 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "apps/forge/cli.h"
 #include "apps/forge/commands.h"
 #include "apps/forge/compare.h"
 #include "apps/forge/corpus.h"
-#include "forge/base/error.h"
+#include "apps/forge/json_file.h"
 
 namespace forge::app {
 namespace {
@@ -40,14 +39,6 @@ void add_flags(CLI::App& app, CompareFlags& f) {
   app.add_option("--json", f.json, "File for the rows")->group("Output");
 }
 
-void write_json(const std::filesystem::path& path, const std::vector<CompareRow>& rows) {
-  if (path.empty()) return;
-  std::ofstream file(path);
-  file << to_json(rows).dump(2) << "\n";
-  file.close();
-  check(!file.fail(), "--json: cannot write ", path, "; name a file in a folder that exists");
-}
-
 }  // namespace
 
 void compare_command(int argc, const char* const* argv) {
@@ -61,7 +52,7 @@ void compare_command(int argc, const char* const* argv) {
   flags.options.config = make_config(flags.shape, corpus.vocab, /*seq=*/1);
   const std::vector<CompareRow> rows = compare(flags.options, corpus.tokens);
   fmt::print("\n{}", to_table(rows));
-  write_json(flags.json, rows);
+  write_json(flags.json, to_json(rows));
 }
 
 }  // namespace forge::app
