@@ -12,7 +12,6 @@
 #include "forge/torch/update_tensor.h"
 
 namespace forge {
-
 namespace {
 
 // The optimizer that has its groups itself.
@@ -32,10 +31,18 @@ struct LocalImpl final : Optimizer::Impl {
 
 bool is_compressed(Format format) { return info_of(format).columns_of_rest > 1; }
 
-void check_formats(const OptimizerOptions& o) {
-  check(!o.state_format || info_of(*o.state_format).for_moments, "Optimizer: state_format is ",
-        name_of(o.state_format.value_or(Format::fp32)),
+// `whose` is "" or "a group's ".
+void check_state_format(const char* whose, std::optional<Format> format) {
+  check(!format || info_of(*format).for_moments, "Optimizer: ", whose, "state_format is ",
+        name_of(format.value_or(Format::fp32)),
         ", which is for weights; give fp32, bf16, bf16_stochastic, int8 or fp8");
+}
+
+// Moments of fewer than 16 bits are for large matrices.
+bool is_large(const at::Tensor& parameter) { return parameter.dim() >= 2 && parameter.numel() >= kLeastCompressed; }
+
+void check_formats(const OptimizerOptions& o) {
+  check_state_format("", o.state_format);
   check(info_of(o.weight_format).for_weights && info_of(o.weight_format).values == DType::bf16,
         "Optimizer: weight_format is ", name_of(o.weight_format),
         "; give bf16, bf16_stochastic, bf16_plus16 or bf16_plus8. Weights of fp32 stay what they are");
@@ -51,9 +58,7 @@ void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name,
         parameter.sizes(), " is not a leaf that requires a gradient");
   check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),
         " has strides ", parameter.strides(), ", which leave gaps or overlap; make it contiguous");
-  check(!state_format || info_of(*state_format).for_moments, "Optimizer: a group's state_format is ",
-        name_of(state_format.value_or(Format::fp32)),
-        ", which is for weights; give fp32, bf16, bf16_stochastic, int8 or fp8");
+  check_state_format("a group's ", state_format);
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
           " is given twice");

@@ -27,7 +27,7 @@ struct Optimizer::Impl {
   // Brings state[i] up to date with the host before it is read, and the host with state[i] after an update.
   virtual void load(std::size_t) {}
   virtual void store(std::size_t) {}
-  // A zero moment for parameter i, and the lower part of its weight.
+  // A zero moment for parameter i.
   virtual StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G);
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
@@ -37,10 +37,6 @@ struct Optimizer::Impl {
   void apply(std::size_t i, const Expression& G);
   void step();
 
-  // Moments of fewer than 16 bits are for large matrices.
-  static bool is_large(const at::Tensor& parameter) {
-    return parameter.dim() >= 2 && parameter.numel() >= kLeastCompressed;
-  }
   // What a new moment is kept in, and the weight.
   Format state_format_of(std::size_t i, const Expression& G) const;
   Format weight_format_of(std::size_t i) const;
