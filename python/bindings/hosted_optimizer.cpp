@@ -33,6 +33,7 @@ struct HostedImpl final : Optimizer::Impl {
     py::dict group;
     bool distributed;
     std::vector<std::pair<std::string, py::object>> made;  // by this update, not handed to the host yet
+    const RuleInfo* info = nullptr;                        // of the rule that the group chooses, as of load()
   };
 
   HostedImpl(py::handle h, const TorchRule& r, OptimizerOptions o)
@@ -56,7 +57,7 @@ struct HostedImpl final : Optimizer::Impl {
     } else {
       hold(parameter.cast<at::Tensor>(), name, format);
     }
-    entries.push_back({parameter, group, distributed, {}});
+    entries.push_back({parameter, group, distributed, {}, nullptr});
     embeddings.push_back(embedding);
   }
 
@@ -111,9 +112,9 @@ struct HostedImpl final : Optimizer::Impl {
     s.low = at::Tensor();
     s.progress = {};
     entries[i].made.clear();
+    const RuleInfo& info = *(entries[i].info = &rule->prepare(entries[i].group, {}).rule());
     py::object of_host = host_state(i);
     if (of_host.is_none()) return;
-    const RuleInfo& info = rule->prepare(entries[i].group, {}).rule();
     auto there = [&](const Moment& moment) { return !of_host.attr("get")(moment.key).is_none(); };
     std::size_t last = info.moments.size();
     while (last > 0 && !there(info.moments[last - 1])) --last;
@@ -218,7 +219,7 @@ struct HostedImpl final : Optimizer::Impl {
     const ParameterState& s = state[i];
     py::object of_host = host.attr("state")[e.parameter];
     if (keeps_step(i)) store_scalar(of_host, "step", static_cast<double>(s.progress.step - 1));
-    std::span<const char* const> scalars = rule->prepare(e.group, {}).rule().scalars;
+    std::span<const char* const> scalars = e.info->scalars;
     for (std::size_t k = 0; k < scalars.size(); ++k) store_scalar(of_host, scalars[k], s.progress.scalars[k]);
     if (s.low.defined()) of_host[kLowKey] = s.low;
     for (auto& [key, moment] : e.made) of_host[key.c_str()] = moment;

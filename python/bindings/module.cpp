@@ -203,10 +203,27 @@ bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Te
   return true;
 }
 
+StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>& scale) {
+  if (!scale) return values;
+  return {values.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8, values, *scale};
+}
+
 // A moment that is kept in int8 or fp8, as fp32 numbers.
 at::Tensor dequantize(const at::Tensor& values, const at::Tensor& scale, bool not_negative) {
-  Format format = values.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8;
-  return in_format({format, values, scale}, Format::fp32, not_negative ? Sign::not_negative : Sign::any).values;
+  return in_format(moment_of(values, scale), Format::fp32, not_negative ? Sign::not_negative : Sign::any).values;
+}
+
+// p ← p + factor · moment, in fp32, with what the optimizer keeps beside p and beside the moment.
+void add_moment_(const at::Tensor& p, const std::optional<at::Tensor>& low, const at::Tensor& values,
+                 const std::optional<at::Tensor>& scale, double factor) {
+  StoredTensor W = p;
+  if (low) W = {low->scalar_type() == at::kShort ? Format::bf16_plus16 : Format::bf16_plus8, p, *low};
+  at::Tensor numbers = in_format(W, Format::fp32, Sign::any).values;
+  numbers.add_(in_format(moment_of(values, scale), Format::fp32, Sign::any).values, factor);
+  if (numbers.is_same(p)) return;
+  StoredTensor updated = in_format(numbers, W.format, Sign::any);
+  p.copy_(updated.values);
+  if (low) low->copy_(updated.rest);
 }
 
 void define_functions(py::module_& m) {
@@ -219,6 +236,7 @@ void define_functions(py::module_& m) {
         py::arg("error_if_nonfinite") = false, Release());
   m.def("rule_names", &rule_names);
   m.def("rule_options", &rule_options);
+  m.def("add_moment_", &add_moment_);
   m.def("dequantize", &dequantize, py::arg("values"), py::arg("scale"), py::arg("not_negative"));
   m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
   m.def("record_outer", &record_outer);

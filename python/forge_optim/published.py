@@ -154,24 +154,6 @@ class ADOPT(_Published):
         self._set_clip()
 
 
-def _add_to_weight(p: torch.Tensor, state: dict[str, Any], factor: float) -> None:
-    """p ← p + factor · z_minus_y, in fp32 where the state has the bits that bf16 drops (forge/formats/bf16_split.h)."""
-    difference = state["z_minus_y"]
-    if "z_minus_y_scale" in state:
-        difference = _C.dequantize(difference, state["z_minus_y_scale"], False)
-    low = state.get("weight_low")
-    if low is None:
-        p.add_(difference, alpha=factor)
-        return
-    dropped = 16 - 8 * low.element_size()  # the bits that low has not either
-    bits = (p.view(torch.int16).int() << 16) + (low.int() << dropped)
-    bits = (bits.view(torch.float32) + factor * difference.float()).view(torch.int32)
-    bits = (bits + (1 << dropped >> 1)) >> dropped
-    high = (bits + (1 << 15 - dropped)) >> 16 - dropped
-    p.copy_(high.to(torch.int16).view(torch.bfloat16))
-    low.copy_(bits - (high << 16 - dropped))
-
-
 class _ScheduleFree(_Published):
     """Of Schedule-Free optimizers: training and evaluation use different weights, so say which comes."""
 
@@ -196,9 +178,16 @@ class _ScheduleFree(_Published):
                 continue
             group["train_mode"] = train
             beta = type(self)._beta(group)
+            ratio = (1 - beta) / beta
             for p in group["params"]:
-                if "z_minus_y" in self.state.get(p, ()):
-                    _add_to_weight(p, self.state[p], (1 - beta) / beta if train else -(1 - beta) / beta)
+                state = self.state.get(p, {})
+                if (difference := state.get("z_minus_y")) is not None:
+                    factor = ratio if train else -ratio
+                    low, scale = state.get("weight_low"), state.get("z_minus_y_scale")
+                    if low is None and scale is None:
+                        p.add_(difference, alpha=factor)
+                    else:
+                        _C.add_moment_(p, low, difference, scale, factor)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if any("z" in of for of in state.get("state", {}).values()):
