@@ -15,8 +15,8 @@ namespace {
 constexpr std::int64_t kLongestWarmup = 20;  // where none is given
 
 // Rules that forge train cannot serve: SophiaG wants gradients of labels that are sampled from the model, Schedule-Free
-// other weights for evaluation than for training.
-constexpr const char* kUnfit[] = {"sophiag", "schedulefreeadamw", "schedulefreesgd"};
+// other weights for evaluation than for training, and Muon is for matrices alone.
+constexpr const char* kUnfit[] = {"sophiag", "schedulefreeadamw", "schedulefreesgd", "muon"};
 
 std::map<std::string, std::string> rules() {
   std::map<std::string, std::string> all = choices_of_rules();

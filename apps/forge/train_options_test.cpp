@@ -82,6 +82,7 @@ TEST(TrainOptions, RefuseWhatIsUnknownOrContradicts) {
       {{"--accum", "2"}, "did you mean --accumulation?"},
       {{"--optimizer", "adan2"}, "adamw"},
       {{"--optimizer", "sophiag"}, "sgd"},
+      {{"--optimizer", "muon"}, "lamb"},
       {{"--weights", "int8"}, "bf16_stochastic"},
       {{"--state", "bf16_plus8"}, "int8"},
       {{"--steps", "0"}, "--steps"},

@@ -36,7 +36,9 @@ void add_shape(CLI::App& app, std::int64_t& out, std::int64_t& in) {
 }
 
 void add_rule(CLI::App& app, std::string& rule) {
-  add_choice(app, "--rule", rule, choices_of_rules(), rule.c_str(), "Update rule, with its default options");
+  std::map<std::string, std::string> of_one_pass = choices_of_rules();
+  std::erase_if(of_one_pass, [](const auto& choice) { return prepare_rule(choice.first, {}, {}).rule().next_pass; });
+  add_choice(app, "--rule", rule, of_one_pass, rule.c_str(), "Update rule of one pass, with its default options");
 }
 
 }  // namespace forge::app

@@ -1,6 +1,7 @@
 // Contract 2, one_chain_per_element: each element of G is one sequential fp32 FMA chain, whatever runs it.
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <vector>
 
 #include "forge/base/openmp_executor.h"
@@ -35,14 +36,17 @@ void expect_defined(Shape shape, const GradientSpec& spec, const Expression& G, 
   Weight expected = start;
   apply(expected, defined, step);
   SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", " << rule.name << ", " << storage);
+  std::optional<Sums> sums;
   everywhere([&](const Place& place) {
     Buffer D = run_materialize(place, G);
     EXPECT_TRUE(D.canaries_live());
     EXPECT_TRUE(same_numbers(D.numbers(), defined));
     EXPECT_EQ(run_materialize(place, G, DType::bf16).bytes(), rounded.bytes());
     Weight updated = start;
-    run_update(place, updated, G, step);
+    Sums here = run_update(place, updated, G, step);
     EXPECT_TRUE(same_bits(updated, expected));
+    EXPECT_TRUE(same_sums(here, sums.value_or(here)));
+    sums = here;
   });
 }
 

@@ -6,7 +6,7 @@
 
 namespace forge {
 
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
   validate("update", G);
   check_stored("update", "W", W, G.out, G.in);
@@ -19,7 +19,10 @@ void update(const Stored& W, std::span<const Stored> S, const Expression& G, con
           ", which is a format for weights");
   }
   check_context("update", G, context);
-  return context.target == Target::ref ? ref::update(W, S, G, rule, context) : cpu::update(W, S, G, rule, context);
+  const Expression none = {G.out, G.in, {}};
+  const Expression& read = rule.rule().reads_gradient ? G : none;
+  return context.target == Target::ref ? ref::update(W, S, read, rule, context)
+                                       : cpu::update(W, S, read, rule, context);
 }
 
 }  // namespace forge

@@ -18,8 +18,10 @@ namespace forge {
 // materialize(G) into fp32 followed by update with that Dense term (contract 1).
 // Stochastic rounding takes its bits from the element's place and step alone (base/noise.h, contract 5); a shard of a
 // weight in a format with blocks begins at a multiple of kBlockColumns.
+// Returns the sums of a pass of several (rules/rule.h), added in the order of norm_lanes.h: their bits, too, depend on
+// nothing else. What a rule says that it leaves alone is not written; G is its shape alone where it is not read.
 // Throws Error before anything is written where shapes, formats, the number of moments or the workspace do not fit.
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context);
 
 }  // namespace forge

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <type_traits>
 
@@ -19,8 +20,10 @@
 #include "forge/rules/asgd.h"
 #include "forge/rules/cautious_adamw.h"
 #include "forge/rules/grams.h"
+#include "forge/rules/lamb.h"
 #include "forge/rules/lion.h"
 #include "forge/rules/mars.h"
+#include "forge/rules/muon.h"
 #include "forge/rules/nadam.h"
 #include "forge/rules/radam.h"
 #include "forge/rules/rmsprop.h"
@@ -30,8 +33,11 @@
 #include "forge/rules/sgd.h"
 #include "forge/rules/signum.h"
 #include "forge/rules/sophia.h"
+#include "forge/rules/stable_adamw.h"
 
 namespace forge {
+
+class RuleStep;
 
 // What of a rule is known at run time.
 struct RuleInfo {
@@ -39,6 +45,10 @@ struct RuleInfo {
   std::uint32_t id;  // of the name: rules may come from several shared libraries, so no address tells them apart
   std::span<const Moment> moments;
   std::span<const char* const> scalars;
+  int sums;
+  bool reads_gradient, writes_weight, writes_moments;
+  NewtonSchulz (*orthogonalized)(const RuleStep& step);           // null: w is the weight
+  RuleStep (*next_pass)(const RuleStep& step, const Sums& sums);  // null: this is the last
 };
 
 template <class Rule>
@@ -50,7 +60,40 @@ constexpr std::span<const char* const> scalars_of() {
 }
 
 template <class Rule>
-inline constexpr RuleInfo kRuleInfo = {Rule::kName, fnv1a(Rule::kName), Rule::kMoments, scalars_of<Rule>()};
+constexpr bool has_next_pass() {
+  return requires { typename Rule::Next; };
+}
+template <class Rule>
+RuleStep next_pass(const RuleStep& step, const Sums& sums);
+template <class Rule>
+constexpr bool makes_direction() {
+  return requires { Rule::orthogonalized; };
+}
+template <class Rule>
+NewtonSchulz orthogonalized(const RuleStep& step);
+
+template <class Rule>
+constexpr RuleInfo rule_info() {
+  RuleInfo info = {Rule::kName, fnv1a(Rule::kName), Rule::kMoments, scalars_of<Rule>(), 0, true, true, true, {}, {}};
+  if constexpr (requires { Rule::kSums; }) info.sums = Rule::kSums;
+  if constexpr (requires { Rule::kReadsGradient; }) info.reads_gradient = Rule::kReadsGradient;
+  if constexpr (requires { Rule::kWritesWeight; }) info.writes_weight = Rule::kWritesWeight;
+  if constexpr (requires { Rule::kWritesMoments; }) info.writes_moments = Rule::kWritesMoments;
+  if constexpr (makes_direction<Rule>()) info.orthogonalized = orthogonalized<Rule>;
+  if constexpr (has_next_pass<Rule>()) info.next_pass = next_pass<Rule>;
+  return info;
+}
+template <class Rule>
+inline constexpr RuleInfo kRuleInfo = rule_info<Rule>();
+
+// One element through a rule. `numbers`: as many as the rule has sums.
+template <class Rule, class V>
+FORGE_INLINE void update_element(V& w, V g, V* moments, const typename Rule::Step& step, V* numbers) {
+  if constexpr (kRuleInfo<Rule>.sums > 0)
+    Rule::update(w, g, moments, step, numbers);
+  else
+    Rule::update(w, g, moments, step);
+}
 
 // A rule with the constants of one step.
 class RuleStep {
@@ -67,6 +110,11 @@ class RuleStep {
   const char* name() const { return rule_->name; }
   int moments() const { return static_cast<int>(rule_->moments.size()); }
 
+  // What comes behind this pass, given what it summed up; nothing behind the last.
+  std::optional<RuleStep> next(const Sums& sums) const {
+    return rule_->next_pass ? std::optional(rule_->next_pass(*this, sums)) : std::nullopt;
+  }
+
   // The rule's Step, as memory.
   const void* constants() const { return constants_.data(); }
   // Null where it is another rule's.
@@ -80,6 +128,17 @@ class RuleStep {
   const RuleInfo* rule_ = nullptr;
   alignas(8) std::array<std::byte, 64> constants_{};
 };
+
+template <class Rule>
+RuleStep next_pass(const RuleStep& step, const Sums& sums) {
+  using Next = typename Rule::Next;
+  static_assert(Next::kMoments.size() <= Rule::kMoments.size());
+  return RuleStep::of<Next>(Rule::next_pass(*step.get<Rule>(), sums));
+}
+template <class Rule>
+NewtonSchulz orthogonalized(const RuleStep& step) {
+  return Rule::orthogonalized(*step.get<Rule>());
+}
 
 template <class Rule>
 Progress next_progress(const typename Rule::Options& options, const Progress& progress) {
@@ -107,12 +166,19 @@ struct Optimizing {
   static Progress next(const Options& options, const Progress& progress) {
     return visit(options, [&]<class R>() { return next_progress<R>(options, progress); });
   }
+  // The rules that options choose from, and those of the passes behind them.
   template <class F>
   static constexpr void for_each_rule(F&& f) {
-    (f.template operator()<Rule>(), ...);
+    (for_each_pass<Rule>(f), ...);
   }
 
  private:
+  template <class R, class F>
+  static constexpr void for_each_pass(F& f) {
+    f.template operator()<R>();
+    if constexpr (has_next_pass<R>())
+      if constexpr (!(std::is_same_v<typename R::Next, Rule> || ...)) for_each_pass<typename R::Next>(f);
+  }
   template <class F>
   static auto visit(const Options& options, F&& f) {
     return first_that_fits<F, Rule...>(options, f);
@@ -160,6 +226,7 @@ using RuleList = OptimizerListOf<                                               
                rules::RMSpropCenteredMomentum>,                                                     //
     Optimizing<RpropOptions, rules::Rprop>,                                                         //
     Optimizing<AsgdOptions, rules::Asgd>,                                                           //
+    Optimizing<MuonOptions, rules::MuonMomentum>,                                                   //
     Optimizing<LionOptions, rules::Lion>,                                                           //
     Optimizing<SignumOptions, rules::Signum>,                                                       //
     Optimizing<AdanOptions, rules::Adan>,                                                           //
@@ -170,7 +237,9 @@ using RuleList = OptimizerListOf<                                               
     Optimizing<SophiaGOptions, rules::SophiaG, rules::SophiaHessian>,                               //
     Optimizing<MarsOptions, rules::Mars, rules::MarsAmsgrad>,                                       //
     Optimizing<GramsOptions, rules::Grams>,                                                         //
-    Optimizing<CautiousAdamWOptions, rules::CautiousAdamW>>;
+    Optimizing<CautiousAdamWOptions, rules::CautiousAdamW, rules::CautiousAdamWMask>,               //
+    Optimizing<StableAdamWOptions, rules::StableAdamWMoments>,                                      //
+    Optimizing<LambOptions, rules::LambMoments>>;
 
 // The entry of the list that has these options.
 template <class Options, class... Rule>

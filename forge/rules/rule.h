@@ -21,6 +21,21 @@
 //
 // and, where it needs them, `fits(options)`: these options are this rule's; kScalars, the names of what it remembers
 // beside its moments, with `next(options, progress)`, which brings them to the next update.
+//
+// A rule that has to know a sum over the whole weight before it moves it takes passes, each a rule of its own that is
+// run over the weight:
+//
+//   static constexpr int kSums;              numbers that each element gives; their squares are summed over the weight
+//   template <class V> static void update(V& w, V g, V* moments, const Step&, V* numbers);
+//   using Next = …;                          the rule of the pass behind it, with the same first moments
+//   static Next::Step next_pass(const Step&, const Sums&);    has no side effect
+//
+// Step then also has what next_pass needs, which may be a double. A pass says what it leaves alone: kWritesWeight,
+// kWritesMoments or kReadsGradient is false. Where it has
+//
+//   static NewtonSchulz orthogonalized(const Step&);
+//
+// w is no weight but a new fp32 matrix of its shape, which is made orthogonal before the next pass has it as g.
 namespace forge {
 
 struct Moment {
@@ -36,6 +51,26 @@ struct Progress {
   std::array<double, kMaxScalars> scalars{};  // of the rule, as of this update; nothing at step 1
 
   Progress(std::int64_t s = 1) : step(s) {}  // NOLINT: a step without scalars is a progress
+};
+
+constexpr int kMaxSums = 2;
+
+// What a pass has summed up over a weight of (out, in), in fp64.
+struct Sums {
+  std::array<double, kMaxSums> of_squares{};
+  std::int64_t out = 0, in = 0;
+
+  // The mean of the squares of number k.
+  double mean(int k) const {
+    return of_squares[static_cast<std::size_t>(k)] / (static_cast<double>(out) * static_cast<double>(in));
+  }
+};
+
+// The quintic iteration towards the orthogonal factor of a matrix X with singular values at most 1, `steps` times:
+//   X ← a X + (b XXᵀ + c (XXᵀ)²) X.     X begins as the matrix / max(its Frobenius norm, eps).
+struct NewtonSchulz {
+  float a, b, c, eps;
+  int steps;
 };
 
 enum class Bounds : std::uint8_t { none, not_negative, positive, below_one, up_to_one, inside_one, above_one };

@@ -74,6 +74,7 @@ struct SophiaHessian {
   using Options = SophiaGOptions;
   static constexpr const char* kName = "sophia_hessian";
   static constexpr std::array kMoments = SophiaG::kMoments;
+  static constexpr bool kWritesWeight = false;
 
   struct Step {
     AdamMoments moments;

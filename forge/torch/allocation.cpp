@@ -16,7 +16,8 @@ thread_local Purpose current_purpose = Purpose::other;
 }  // namespace
 
 const char* name_of(Purpose purpose) {
-  static constexpr const char* kNames[] = {"other", "workspace", "held copy", "dense matrix", "dense vector", "state"};
+  static constexpr const char* kNames[] = {"other",        "workspace", "held copy", "dense matrix",
+                                           "dense vector", "state",     "direction"};
   return kNames[static_cast<std::size_t>(purpose)];
 }
 

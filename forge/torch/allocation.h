@@ -16,6 +16,7 @@ enum class Purpose : std::uint8_t {
   dense_matrix,  // the dense gradient of a 2-D parameter
   dense_vector,  // the dense gradient of another parameter
   state,         // a moment
+  direction,     // what one weight's update makes orthogonal, and what that takes
 };
 
 const char* name_of(Purpose purpose);

@@ -115,7 +115,7 @@ void Optimizer::Impl::update(std::size_t i) {
   records[i]->spend();
 }
 
-void Optimizer::Impl::step() {
+void Optimizer::Impl::step(double scale) {
   bool in_backward = options.schedule == Schedule::in_backward;
   // All are looked at before the first is applied: a step happens as a whole or not at all.
   std::vector<std::pair<std::size_t, WholeGradient>> gradients;
@@ -128,7 +128,11 @@ void Optimizer::Impl::step() {
     G.expression();
     gradients.emplace_back(i, std::move(G));
   }
-  for (const auto& [i, G] : gradients) apply(i, G.expression());
+  for (const auto& [i, gradient] : gradients) {
+    Expression G = gradient.expression();
+    G.scale = static_cast<float>(G.scale * scale);
+    apply(i, G);
+  }
   for (auto& record : records)
     if (record) record->end_step();
   release_workspace();
@@ -147,6 +151,12 @@ void Optimizer::check_held() const {
         name_of(impl_->options.weight_format),
         ", which is for bf16 weights, and no parameter is bf16; convert the model "
         "first (model.bfloat16()), or leave weight_format out");
+}
+
+void Optimizer::check_shape(const at::Tensor& parameter, const RuleInfo& rule) {
+  check(!rule.orthogonalized || (parameter.dim() == 2 && parameter.is_contiguous()), "Optimizer: ", rule.name,
+        " makes a matrix orthogonal, and a parameter has shape ", parameter.sizes(), " and strides ",
+        parameter.strides(), "; give it contiguous matrices, and the rest to another optimizer, AdamW for one");
 }
 
 void Optimizer::step() { impl_->step(); }

@@ -55,6 +55,8 @@ class Optimizer {
   std::span<const ParameterState> state() const;
   const OptimizerOptions& options() const;
   MemoryReport memory() const;
+  // Throws Error where a rule is for matrices, and the parameter is none.
+  static void check_shape(const at::Tensor& parameter, const RuleInfo& rule);
   // The highest values of held_terms, dense_matrices, dense_vectors and gradients since the last reset.
   MemoryReport peak_memory() const;
   void reset_peak_memory();
@@ -103,8 +105,11 @@ class OptimizerOf final : public GroupedOptimizer {
   explicit OptimizerOf(std::vector<Group> groups, OptimizerOptions options = {})
       : GroupedOptimizer(std::move(options)), groups_(std::move(groups)) {
     for (std::size_t i = 0; i < groups_.size(); ++i) {
-      rule(i, {});  // refuses options out of range now, not at the first step
-      for (const at::Tensor& parameter : groups_[i].params) hold(parameter, i, groups_[i].state_format);
+      RuleStep first = rule(i, {});  // refuses options out of range now, not at the first step
+      for (const at::Tensor& parameter : groups_[i].params) {
+        check_shape(parameter, first.rule());
+        hold(parameter, i, groups_[i].state_format);
+      }
     }
     check_held();
   }
@@ -149,6 +154,9 @@ using SophiaG = OptimizerOf<SophiaGOptions>;
 using MARS = OptimizerOf<MarsOptions>;
 using Grams = OptimizerOf<GramsOptions>;
 using CautiousAdamW = OptimizerOf<CautiousAdamWOptions>;
+using StableAdamW = OptimizerOf<StableAdamWOptions>;
+using LAMB = OptimizerOf<LambOptions>;
+using Muon = OptimizerOf<MuonOptions>;
 
 // ‖G‖ over all parameters that have a gradient; each gradient's scale is multiplied by min(1, max_norm / (norm +
 // 1e-6)), as torch.nn.utils.clip_grad_norm_ does. Returns the norm before clipping. A non-finite norm leaves the

@@ -35,7 +35,8 @@ struct Optimizer::Impl {
   void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format);
   void update(std::size_t i);
   void apply(std::size_t i, const Expression& G);
-  void step();
+  // scale: a factor of all gradients, for this step alone.
+  void step(double scale = 1);
 
   // What a new moment is kept in, and the weight.
   Format state_format_of(std::size_t i, const Expression& G) const;

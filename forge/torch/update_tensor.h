@@ -8,8 +8,9 @@
 
 namespace forge {
 
-// W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel. The version counters of what is
-// written move, so that autograd notices a later use of what it saved.
+// W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel, in all passes that the rule takes.
+// A direction that is to be orthogonal is one fp32 matrix of the weight's shape, which lives until this returns. The
+// version counters of what is written move, so that autograd notices a later use of what it saved.
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
                    const Expression& G, const RuleStep& rule);
 

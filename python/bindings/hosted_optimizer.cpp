@@ -45,10 +45,15 @@ struct HostedImpl final : Optimizer::Impl {
 
   void add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
     bool distributed = is_dtensor(parameter);
+    const RuleInfo& first = rule->prepare(group, {}).rule();
+    Optimizer::check_shape(local(parameter), first);
     std::optional<Format> format;
     if (group.contains("state_format") && !group["state_format"].is_none())
       format = format_of(group["state_format"].cast<std::string>());
     if (distributed) {
+      check(first.next_pass == nullptr, rule->name,
+            " needs sums over whole weights, and a DTensor parameter (FSDP2) is "
+            "one rank's part; use DistributedDataParallel, or an optimizer that takes one pass");
       check_distributed(format);
       records.push_back(nullptr);
       state.push_back({.parameter = local(parameter), .low = {}, .moments = {}, .progress = {}});
@@ -275,6 +280,8 @@ void HostedOptimizer::step_by(const std::string& rule) {
   } restore{impl, usual};
   step();
 }
+
+void HostedOptimizer::step_scaled(double scale) { impl_->step(scale); }
 
 const std::map<std::string, std::int64_t>& HostedOptimizer::collapses() const { return impl_->ledger->collapses; }
 

@@ -132,6 +132,7 @@ void define_optimizer(py::module_& m) {
       .def("check_group", &HostedOptimizer::check_group)
       .def("check_formats", &HostedOptimizer::check_formats)
       .def("step_by", &HostedOptimizer::step_by, py::call_guard<py::gil_scoped_release>())
+      .def("step_scaled", &HostedOptimizer::step_scaled, py::call_guard<py::gil_scoped_release>())
       .def("step", &HostedOptimizer::step, py::call_guard<py::gil_scoped_release>())
       .def("memory", [](const HostedOptimizer& o) { return as_dict(o.memory()); })
       .def("peak_memory", [](const HostedOptimizer& o) { return as_dict(o.peak_memory()); })

@@ -17,9 +17,24 @@ from ._C import AllocationRecorder
 from .clipping import clip_grad_norm_
 from .factored_grad import CollapseWarning, FactoredGrad
 from .fusion import FusionReport, fuse, unfuse
-from .optimizers import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, FusedOptimizer, NAdam, RAdam, RMSprop, Rprop
+from .optimizers import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    FusedOptimizer,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 from .published import (
     ADOPT,
+    LAMB,
     MARS,
     Adan,
     AdEMAMix,
@@ -30,6 +45,7 @@ from .published import (
     ScheduleFreeSGD,
     Signum,
     SophiaG,
+    StableAdamW,
 )
 from .reporting import Report, report
 
@@ -56,6 +72,9 @@ __all__ = [
     "MARS",
     "Grams",
     "CautiousAdamW",
+    "StableAdamW",
+    "LAMB",
+    "Muon",
     "AllocationRecorder",
     "CollapseWarning",
     "FactoredGrad",

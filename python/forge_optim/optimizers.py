@@ -144,8 +144,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step()
+        self._update()
         return loss
+
+    def _update(self) -> None:
+        self._engine.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but moments keep the dtype that they were saved in (or get ``state_format``)."""
@@ -238,6 +241,29 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
 class Rprop(FusedOptimizer, torch.optim.Rprop):
     __doc__ = "Resilient propagation (Riedmiller 1993), as ``torch.optim.Rprop``." + _OPTIONS.format(name="Rprop")
     _rule = "Rprop"
+
+
+class Muon(FusedOptimizer, torch.optim.Muon):
+    __doc__ = (
+        """Orthogonal momentum (kellerjordan.github.io/posts/muon), as ``torch.optim.Muon``; its iteration runs in fp32.
+
+    For matrices. While a weight is updated, two fp32 matrices of its shape and two of its shorter side squared are
+    held."""
+        + _OPTIONS.format(name="Muon")
+    )
+    _rule = "Muon"
+
+    def _update(self) -> None:
+        self._read_adjustment()
+        super()._update()
+
+    def _hold(self, group: dict[str, Any]) -> None:
+        self._read_adjustment()
+        super()._hold(group)
+
+    def _read_adjustment(self) -> None:
+        for group in self.param_groups:
+            group["match_rms_adamw"] = group["adjust_lr_fn"] == "match_rms_adamw"
 
 
 class ASGD(FusedOptimizer, torch.optim.ASGD):

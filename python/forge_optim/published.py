@@ -6,6 +6,7 @@ All take what ``forge_optim.AdamW`` takes beyond its namesake's arguments: the m
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from . import _C
+from .clipping import clip_grad_norm_
 from .optimizers import FusedOptimizer, Params
 
 Betas = tuple[float, float]
@@ -309,8 +311,10 @@ class MARS(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class _AsOldAdamW(_Published):
-    """With the arguments of transformers' AdamW, which both authors started from."""
+class Grams(_Published):
+    """The sign of the gradient with the size of Adam's step (arXiv 2412.17107), as Gunale0926/Grams's."""
+
+    _rule = "Grams"
 
     def __init__(
         self,
@@ -325,14 +329,97 @@ class _AsOldAdamW(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class Grams(_AsOldAdamW):
-    """The sign of the gradient with the size of Adam's step (arXiv 2412.17107), as Gunale0926/Grams's."""
+class CautiousAdamW(_Published):
+    """AdamW that moves only where the gradient agrees (arXiv 2411.16085), as kyleliang919/C-Optim's.
 
-    _rule = "Grams"
-
-
-class CautiousAdamW(_AsOldAdamW):
-    """AdamW that moves only where the gradient agrees (arXiv 2411.16085), as kyleliang919/C-Optim's but for its
-    rescaling by the share of weights that move."""
+    ``rescale``: as the authors do, by the share of a weight's elements that move; then the gradient's products are
+    computed twice. Without, in one pass.
+    """
 
     _rule = "CautiousAdamW"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        rescale: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, _options(locals()), **options)
+
+
+class StableAdamW(_Published):
+    """AdamW that slows down where gradients surprise it (arXiv 2304.13013), as warner-benjamin/optimi's.
+
+    Two passes over a weight, of which the second needs no gradient. ``max_lr``: None is ``lr``. For optimi's Kahan sums
+    there is ``weight_format="bf16_plus16"``, which is exact.
+    """
+
+    _rule = "StableAdamW"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: float = 1e-2,
+        eps: float = 1e-6,
+        decouple_lr: bool = False,
+        max_lr: float | None = None,
+        kahan_sum: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if kahan_sum:
+            raise RuntimeError('StableAdamW: kahan_sum is not there; weight_format="bf16_plus16" loses nothing')
+        options.pop("triton", None)
+        defaults = dict(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, decouple_lr=decouple_lr)
+        super().__init__(params, defaults | {"max_lr": max_lr or (lr if decouple_lr else None)}, **options)
+
+
+class LAMB(_Published):
+    """Adam whose step is as long as the weight (arXiv 1904.00962), as timm's Lamb.
+
+    Two passes over a weight, of which the second needs no gradient. ``max_grad_norm``: ``step()`` clips all gradients
+    together to it, and leaves them as they are; the first param group's counts. None: not clipped, which
+    ``schedule="in_backward"`` needs.
+    """
+
+    _rule = "LAMB"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        grad_averaging: bool = True,
+        max_grad_norm: float | None = 1.0,
+        trust_clip: bool = False,
+        always_adapt: bool = False,
+        caution: bool = False,
+        decoupled_decay: bool = False,
+        corrected_weight_decay: bool = False,
+        **options: Any,
+    ) -> None:
+        if caution or corrected_weight_decay:
+            raise RuntimeError("LAMB: caution and corrected_weight_decay are not there; leave them False")
+        if max_grad_norm is not None and options.get("schedule") == "in_backward":
+            raise RuntimeError(
+                "LAMB: max_grad_norm needs all gradients before the first update; give max_grad_norm=None, or "
+                'schedule="at_step"'
+            )
+        super().__init__(params, _options(locals()), **options)
+
+    def _update(self) -> None:
+        max_norm = self.param_groups[0]["max_grad_norm"]
+        if max_norm is None:
+            return super()._update()
+        with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = clip_grad_norm_(with_grad, math.inf).item() if with_grad else 0.0
+        self._engine.step_scaled(1 / max(norm / max_norm, 1.0))

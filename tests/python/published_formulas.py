@@ -150,6 +150,41 @@ def signed_adamw(direction):
     return update
 
 
+def cautious_adamw(w, g, s, o, t):
+    share = 1.0
+    if o["rescale"]:
+        share = (average(o["betas"][0], s["exp_avg"], Sum(g)).value * g > 0).double().mean().clamp(min=1e-3)
+    return signed_adamw(lambda m, g: m * (m.value * g > 0).double() / share)(w, g, s, o, t)
+
+
+def stable_adamw(w, g, s, o, t):
+    b1, b2 = (b * (1 - b ** (t - 1)) / (1 - b**t) for b in o["betas"])
+    m, v = average(b1, s["exp_avg"], Sum(g)), average(b2, s["exp_avg_sq"], Sum(g * g))
+    rms = (g * g / v.value.clamp(min=o["eps"] ** 2)).mean().sqrt()
+    lr = o["lr"] / max(1.0, rms.item())
+    decay = lr / (o["max_lr"] if o["decouple_lr"] else 1) * o["weight_decay"]
+    return Sum(-decay * w) - lr * m / (v.value.sqrt() + o["eps"]), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def lamb(w, g, s, o, t):
+    b1, b2 = o["betas"]
+    if o["max_grad_norm"] is not None:
+        g = g / (g.norm() / o["max_grad_norm"]).clamp(min=1)
+    m = average(b1, s["exp_avg"], Sum(g)) if o["grad_averaging"] else b1 * Sum(s["exp_avg"]) + Sum(g)
+    v = average(b2, s["exp_avg_sq"], Sum(g * g))
+    c1, c2 = (1 - b1**t, 1 - b2**t) if o["bias_correction"] else (1, 1)
+    r = m / c1 / ((v.value / c2).sqrt() + o["eps"])
+    decay = o["lr"] * o["weight_decay"] if o["decoupled_decay"] else 0
+    if not o["decoupled_decay"]:
+        r += Sum(o["weight_decay"] * w)
+    ratio = 1.0
+    if o["weight_decay"] or o["always_adapt"]:
+        ratio = ((1 - decay) * w).norm() / r.value.norm()
+    if o["trust_clip"]:
+        ratio = ratio.clamp(max=1)
+    return Sum(-decay * w) - o["lr"] * ratio * r, {"exp_avg": m, "exp_avg_sq": v}
+
+
 FORMULAS = {
     "Lion": lion,
     "Signum": signum,
@@ -161,5 +196,7 @@ FORMULAS = {
     "SophiaG": sophia_g,
     "MARS": mars,
     "Grams": signed_adamw(lambda m, g: Sum(m.value.abs() * g.sign(), m.largest)),
-    "CautiousAdamW": signed_adamw(lambda m, g: m * (m.value * g > 0).double()),
+    "CautiousAdamW": cautious_adamw,
+    "StableAdamW": stable_adamw,
+    "LAMB": lamb,
 }

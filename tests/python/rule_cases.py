@@ -11,7 +11,7 @@ def third(step):
     return step / 3
 
 
-TORCHS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+TORCHS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "Muon")
 
 CASES = {
     "SGD": [
@@ -57,6 +57,11 @@ CASES = {
     ],
     "Rprop": [{}, dict(etas=(0.7, 1.5), step_sizes=(1e-3, 0.02), maximize=True)],
     "ASGD": [{}, dict(lambd=0.1, alpha=0.5, t0=2, weight_decay=0.1, maximize=True)],
+    "Muon": [
+        {},
+        dict(lr=0.02, weight_decay=0.3, momentum=0.6, nesterov=False, ns_steps=3),
+        dict(adjust_lr_fn="match_rms_adamw", ns_coefficients=(2.0, -1.5, 0.5)),
+    ],
     "Lion": [{}, dict(betas=(0.8, 0.6), weight_decay=0.3)],
     "Signum": [{}, dict(momentum=0.4, weight_decay=0.3)],
     "Adan": [
@@ -91,16 +96,38 @@ CASES = {
         dict(is_approx=False),
     ],
     "Grams": [{}, dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, correct_bias=False)],
-    "CautiousAdamW": [{}, dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, correct_bias=False)],
+    "CautiousAdamW": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, correct_bias=False),
+        dict(weight_decay=0.3, rescale=False),
+    ],
+    "StableAdamW": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3),
+        dict(weight_decay=0.3, decouple_lr=True, max_lr=0.01),
+    ],
+    "LAMB": [
+        {},
+        dict(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3, max_grad_norm=None, trust_clip=True),
+        dict(weight_decay=0.0, bias_correction=False, grad_averaging=False, max_grad_norm=20.0),
+        dict(lr=0.1, weight_decay=0.3, always_adapt=True, decoupled_decay=True, max_grad_norm=None),
+    ],
 }
 ALL = [pytest.param(cls, options, id=f"{cls} {i}") for cls in CASES for i, options in enumerate(CASES[cls])]
-torchs_cases = pytest.mark.parametrize("cls, options", [case for case in ALL if case.values[0] in TORCHS])
+# Of Muon, which is for matrices and takes no foreach, test_muon.py has these.
+TORCHS_OF_ANY_SHAPE = [cls for cls in TORCHS if cls != "Muon"]
+torchs_cases = pytest.mark.parametrize("cls, options", [case for case in ALL if case.values[0] in TORCHS_OF_ANY_SHAPE])
 every_case = pytest.mark.parametrize("cls, options", ALL)
 every_optimizer = pytest.mark.parametrize("cls", CASES)
 
 
 def ours_of(cls, params, **options):
-    """Ready to train."""
+    """Ready to train. Of a model Muon takes the matrices; in backward LAMB clips nothing."""
+    if cls == "Muon" and isinstance(params, torch.nn.Module):
+        forge.fuse(params, verbose=False)
+        params = [p for p in params.parameters() if p.dim() == 2]
+    if cls == "LAMB" and options.get("schedule") == "in_backward":
+        options |= {"max_grad_norm": None}
     optimizer = getattr(forge, cls)(params, **options)
     if hasattr(optimizer, "train"):
         optimizer.train()

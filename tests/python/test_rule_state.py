@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 forge = pytest.importorskip("forge_optim")
 
 from models import assert_equal_bits, difference, mlp, mlp_loss, points, through_a_file, train_mlp  # noqa: E402
-from rule_cases import CASES, TORCHS, every_case, every_optimizer, moments_of, ours_of, third, torchs_cases  # noqa: E402
+from rule_cases import CASES, TORCHS_OF_ANY_SHAPE, every_case, every_optimizer, moments_of, ours_of, third, torchs_cases  # noqa: E402
 from torch import nn  # noqa: E402
 
 schedules = pytest.mark.parametrize("schedule", ["at_step", "in_backward"])
-torchs_optimizers = pytest.mark.parametrize("cls", TORCHS)
+torchs_optimizers = pytest.mark.parametrize("cls", TORCHS_OF_ANY_SHAPE)
 
 # ---- Resuming and copying ------------------------------------------------------------------------------------------
 
@@ -72,6 +72,8 @@ KEYS = {
     "MARS": "exp_avg exp_avg_sq last_grad",
     "Grams": "exp_avg exp_avg_sq",
     "CautiousAdamW": "exp_avg exp_avg_sq",
+    "StableAdamW": "exp_avg exp_avg_sq",
+    "LAMB": "exp_avg exp_avg_sq",
 }
 
 

@@ -41,22 +41,54 @@ void visit(const Expression& G, const Context& context, const SegmentConsumer& c
     for_each_segment(G, context, consumer);
 }
 
-std::size_t norm_bytes(const Expression& G) { return G.out * kNormLanes * sizeof(double) + kLineBytes; }
+// The lanes of `sums` sums over a matrix, for each row together.
+class RowLanes {
+ public:
+  static std::size_t bytes(const Expression& G, int sums) {
+    return static_cast<std::size_t>(G.out * sums * kNormLanes) * sizeof(double) + kLineBytes;
+  }
+  RowLanes(const Expression& G, int sums, const Context& context)
+      : rows_(G.out), sums_(sums), lanes_(Arena(context.workspace).take<double>(rows_ * sums * kNormLanes)) {
+    std::fill_n(lanes_, rows_ * sums * kNormLanes, 0.0);
+  }
+  double* of(std::int64_t row) const { return lanes_ + row * sums_ * kNormLanes; }
+  double total(int sum) const {
+    double total = 0;
+    for (std::int64_t r = 0; r < rows_; ++r) total += reduce_norm_lanes(of(r) + sum * kNormLanes);
+    return total;
+  }
+
+ private:
+  std::int64_t rows_;
+  int sums_;
+  double* lanes_;
+};
+
+// What is left of a workspace whose beginning is taken.
+Context behind(std::size_t bytes, const Context& context) {
+  return {context.executor, context.workspace.subspan(bytes), context.target};
+}
 
 }  // namespace
 
 std::size_t workspace_bytes(const Expression& G, int workers, Target target) {
-  return strips_workspace_bytes(G, workers, chain_half(target)) + norm_bytes(G);
+  return strips_workspace_bytes(G, workers, chain_half(target)) + RowLanes::bytes(G, kMaxSums);
 }
 
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
+  FloatEnvironment ieee;
+  int sums = rule.rule().sums;
+  RowLanes lanes(G, sums, context);
   RowOperation operation(W, S, rule, G.scale, context.target);
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
-    operation.update(row, col, n, g);
+    operation.update(row, col, n, g, lanes.of(row));
   };
   auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { operation.prefetch(row, col, n); };
-  visit(G, context, {consume, touch});
+  visit(G, behind(RowLanes::bytes(G, sums), context), {consume, touch});
+  Sums result = {.of_squares = {}, .out = G.out, .in = G.in};
+  for (int k = 0; k < sums; ++k) result.of_squares[static_cast<std::size_t>(k)] = lanes.total(k);
+  return result;
 }
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
@@ -70,18 +102,13 @@ void materialize(const Matrix& D, const Expression& G, const Context& context) {
 
 double sum_squares(const Expression& G, const Context& context) {
   FloatEnvironment ieee;
-  Arena arena(context.workspace);
-  auto* lanes = arena.take<double>(G.out * kNormLanes);
-  std::fill_n(lanes, G.out * kNormLanes, 0.0);
+  RowLanes lanes(G, 1, context);
   auto add_squares = format_half(context.target).add_squares;
   auto consume = [&](std::int64_t row, std::int64_t, std::int64_t n, const float* g) {
-    add_squares(lanes + row * kNormLanes, g, n, G.scale);
+    add_squares(lanes.of(row), g, n, G.scale);
   };
-  Context rest = {context.executor, context.workspace.subspan(norm_bytes(G)), context.target};
-  visit(G, rest, {consume, [](auto, auto, auto) {}});
-  double total = 0;
-  for (std::int64_t r = 0; r < G.out; ++r) total += reduce_norm_lanes(lanes + r * kNormLanes);
-  return total;
+  visit(G, behind(RowLanes::bytes(G, 1), context), {consume, [](auto, auto, auto) {}});
+  return lanes.total(0);
 }
 
 void recode(const Stored& to, const Stored& from, Sign sign, const Context& context) {

@@ -14,7 +14,7 @@ namespace forge::cpu {
 std::span<const Target> targets();
 
 std::size_t workspace_bytes(const Expression& G, int workers, Target target);
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context);
 void materialize(const Matrix& D, const Expression& G, const Context& context);
 double sum_squares(const Expression& G, const Context& context);

@@ -67,8 +67,10 @@ inline std::int64_t product_pauses(std::int64_t K, std::int64_t tiles) {
   return blocks * (tiles / tiles_between_pauses(tokens));
 }
 
-// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step.
-using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step);
+// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step; numbers[k] gets n of each kind
+// that the rule sums up, and may be null where it has none.
+using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step,
+                         float* const* numbers);
 
 struct RuleHalf {
   // Null for a rule that is not of the list.

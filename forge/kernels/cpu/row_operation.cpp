@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "forge/base/integers.h"
+#include "forge/kernels/norm_lanes.h"
 
 namespace forge::cpu {
 namespace {
@@ -63,6 +64,7 @@ const std::uint16_t* BlockNoise::of(std::uint32_t use) {
 RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target)
     : n_stores_(static_cast<int>(1 + S.size())),
       run_(rule_half(target).rule(rule.rule())),
+      add_squares_(format_half(target).add_squares),
       rule_(rule),
       scale_(scale),
       noise_(W, target) {
@@ -82,16 +84,20 @@ void RowOperation::store(int which, std::int64_t row, std::int64_t col, std::int
   stores_[i].store(row, col, n, x, noise.of(place.use), place.byte);
 }
 
-void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const {
-  float buffers[1 + kMaxMoments][kRowBlock];
-  float* x[1 + kMaxMoments];
+void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const {
+  const RuleInfo& info = rule_.rule();
+  float buffers[1 + kMaxMoments][kRowBlock], numbers_of[kMaxSums][kRowBlock];
+  float *x[1 + kMaxMoments], *numbers[kMaxSums];
+  for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
   BlockNoise noise = noise_;
   for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
     std::int64_t at = col + offset;
     noise.move_to(row, at, block);
     for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, at, block, buffers[i]);
-    run_(x[0], x + 1, g + offset, block, scale_, rule_.constants());
-    for (int i = 0; i < n_stores_; ++i) store(i, row, at, block, x[i], noise);
+    run_(x[0], x + 1, g + offset, block, scale_, rule_.constants(), numbers);
+    for (int i = 0; i < n_stores_; ++i)
+      if (i == 0 ? info.writes_weight : info.writes_moments) store(i, row, at, block, x[i], noise);
+    for (int k = 0; k < info.sums; ++k) add_squares_(lanes + k * kNormLanes, numbers[k], block, 1);
   });
 }
 

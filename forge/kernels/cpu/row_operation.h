@@ -58,8 +58,9 @@ class BlockNoise {
 class RowOperation {
  public:
   RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target);
-  // Columns [col, col + n) of a row, col a multiple of kRowBlock.
-  void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const;
+  // Columns [col, col + n) of a row, col a multiple of kRowBlock. lanes: of the row, kNormLanes for each sum of the
+  // rule, which grow.
+  void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const;
   void prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const;
 
  private:
@@ -69,6 +70,7 @@ class RowOperation {
   std::array<Format, 1 + kMaxMoments> formats_{};
   int n_stores_;
   RuleRun run_;
+  void (*add_squares_)(double* lanes, const float* g, std::int64_t n, float scale);
   const RuleStep& rule_;
   float scale_;
   BlockNoise noise_;  // copied for each segment: workers share the operation

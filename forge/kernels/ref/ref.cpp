@@ -79,10 +79,13 @@ void encode_updated(const float* x, const Stored& m, Sign sign, std::int64_t row
   encode(x, m, sign, row, col, n, bits, place.byte);
 }
 
+// Adds to `total`, for each sum of the rule, what the row gives.
 template <class Rule>
 void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, const float* g,
-                const typename Rule::Step& step) {
+                const typename Rule::Step& step, double* total) {
+  constexpr RuleInfo kInfo = rule_info<Rule>();
   constexpr int kMoments = static_cast<int>(Rule::kMoments.size());
+  double lanes[kMaxSums][kNormLanes] = {};
   for (std::int64_t col = 0; col < W.values.cols; col += kColumns) {
     std::int64_t n = std::min(kColumns, W.values.cols - col);
     float w[kColumns], s[kMaxMoments][kColumns];
@@ -91,25 +94,33 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
     for (std::int64_t c = 0; c < n; ++c) {
       Scalar x(w[c]), moments[kMaxMoments];
       for (int k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
-      Rule::update(x, Scalar(g[col + c]), moments, step);
+      Scalar numbers[kMaxSums];
+      update_element<Rule>(x, Scalar(g[col + c]), moments, step, numbers);
       w[c] = x.x;
       for (int k = 0; k < kMoments; ++k) s[k][c] = moments[k].x;
+      for (int k = 0; k < kInfo.sums; ++k) lanes[k][c % kNormLanes] += static_cast<double>(numbers[k].x) * numbers[k].x;
     }
-    encode_updated(w, W, Sign::any, row, col, n, W, 0);
-    for (int k = 0; k < kMoments; ++k) encode_updated(s[k], S[k], Rule::kMoments[k].sign, row, col, n, W, 1 + k);
+    if (kInfo.writes_weight) encode_updated(w, W, Sign::any, row, col, n, W, 0);
+    for (int k = 0; k < kMoments && kInfo.writes_moments; ++k)
+      encode_updated(s[k], S[k], Rule::kMoments[k].sign, row, col, n, W, 1 + k);
   }
+  for (int k = 0; k < kInfo.sums; ++k) total[k] += reduce_norm_lanes(lanes[k]);
 }
 
 }  // namespace
 
 std::size_t workspace_bytes(const Expression& G) { return (static_cast<std::size_t>(G.in) + 1) * sizeof(float); }
 
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context) {
+  Sums sums = {.of_squares = {}, .out = G.out, .in = G.in};
   RuleList::for_each([&]<class Rule>() {
     if (const auto* step = rule.get<Rule>())
-      for_each_row(G, context, [&](std::int64_t row, const float* g) { update_row<Rule>(W, S, row, g, *step); });
+      for_each_row(G, context, [&](std::int64_t row, const float* g) {
+        update_row<Rule>(W, S, row, g, *step, sums.of_squares.data());
+      });
   });
+  return sums;
 }
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {

@@ -11,7 +11,7 @@
 namespace forge::ref {
 
 std::size_t workspace_bytes(const Expression& G);
-void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context);
 void materialize(const Matrix& D, const Expression& G, const Context& context);
 double sum_squares(const Expression& G, const Context& context);

@@ -119,6 +119,13 @@ inline ::testing::AssertionResult same_bits(const Weight& a, const Weight& b) {
   return ::testing::AssertionSuccess();
 }
 
+// A NaN equals every NaN.
+inline bool same_sums(const Sums& a, const Sums& b) {
+  auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
+  return a.out == b.out && a.in == b.in &&
+         std::equal(a.of_squares.begin(), a.of_squares.end(), b.of_squares.begin(), same);
+}
+
 // What an operation runs on.
 struct Place {
   Executor& executor;
@@ -136,8 +143,8 @@ auto in_context(const Place& place, const Expression& G, F&& f) {
   return f(Context{place.executor, workspace.span(), place.target});
 }
 
-inline void run_update(const Place& place, Weight& weight, const Expression& G, const RuleStep& rule) {
-  in_context(place, G, [&](const Context& c) { update(weight.W.view(), weight.moments(), G, rule, c); });
+inline Sums run_update(const Place& place, Weight& weight, const Expression& G, const RuleStep& rule) {
+  return in_context(place, G, [&](const Context& c) { return update(weight.W.view(), weight.moments(), G, rule, c); });
 }
 inline Buffer run_materialize(const Place& place, const Expression& G, DType dtype = DType::f32) {
   Buffer D(G.out, G.in, dtype, 5);
@@ -151,6 +158,7 @@ inline double run_sum_squares(const Place& place, const Expression& G) {
 // The rule of the list, or any other with the same words, applied to each element of a multiplied-out G.
 template <class Rule>
 void apply(Weight& weight, const std::vector<float>& g, const typename Rule::Step& step) {
+  constexpr RuleInfo kInfo = rule_info<Rule>();
   constexpr std::size_t kMoments = Rule::kMoments.size();
   Matrix shape = weight.W.view().values;
   const float* next = g.data();
@@ -160,12 +168,13 @@ void apply(Weight& weight, const std::vector<float>& g, const typename Rule::Ste
     for (std::size_t c = 0; c < w.size(); ++c) {
       Scalar x(w[c]), moments[kMaxMoments];
       for (std::size_t k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
-      Rule::update(x, Scalar(*next++), moments, step);
+      Scalar numbers[kMaxSums];
+      update_element<Rule>(x, Scalar(kInfo.reads_gradient ? *next++ : 0), moments, step, numbers);
       w[c] = x.x;
       for (std::size_t k = 0; k < kMoments; ++k) s[k][c] = moments[k].x;
     }
-    weight.W.set_updated_row(r, w, weight.W.noise, 0);
-    for (std::size_t k = 0; k < kMoments; ++k)
+    if (kInfo.writes_weight) weight.W.set_updated_row(r, w, weight.W.noise, 0);
+    for (std::size_t k = 0; k < kMoments && kInfo.writes_moments; ++k)
       weight.S[k].set_updated_row(r, s[k], weight.W.noise, static_cast<int>(1 + k));
   }
 }

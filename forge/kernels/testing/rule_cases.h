@@ -15,7 +15,7 @@ template <class Rule>
 RuleStep step_of(const typename Rule::Options& options, std::int64_t t) {
   Progress progress;
   while (progress.step < t) progress = next_progress<Rule>(options, progress);
-  return RuleStep::of<Rule>(Rule::prepare(options, progress));
+  return RuleStep::of<Rule>(prepare_pass<Rule>(options, progress));
 }
 
 struct RuleCase {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "forge/rules/list.h"
 
@@ -64,7 +66,15 @@ inline const auto kCases = [] {
       Case<Mars>{"mars", {.lr = 1e-2, .weight_decay = 0.1, .gamma = 0.1}},
       Case<MarsAmsgrad>{"mars, amsgrad", {.lr = 1e-2, .beta2 = 0.9, .weight_decay = 0.1, .amsgrad = true}},
       Case<Grams>{"grams", {.lr = 1e-2, .beta2 = 0.99, .weight_decay = 0.1}},
-      Case<CautiousAdamW>{"cautious adamw", {.lr = 1e-2, .beta2 = 0.99, .weight_decay = 0.1}},
+      Case<CautiousAdamW>{"cautious adamw", {.lr = 1e-2, .beta2 = 0.99, .weight_decay = 0.1, .rescale = false}},
+      Case<CautiousAdamWMask>{"cautious adamw, rescaled: its mask", {.lr = 1e-2, .beta1 = 0.4}},
+      Case<StableAdamWMoments>{"stable adamw: its moments", {.lr = 1e-2, .beta1 = 0.8, .eps = 0.1}},
+      Case<StableAdamW>{"stable adamw", {.lr = 1e-2, .weight_decay = 0.1, .decouple_lr = true, .max_lr = 0.1}},
+      Case<LambMoments>{"lamb: its moments", {.lr = 1e-2, .beta2 = 0.99, .grad_averaging = false}},
+      Case<Lamb>{"lamb", {.lr = 1e-2, .weight_decay = 0.1}},
+      Case<Lamb>{"lamb, decoupled", {.lr = 1e-2, .weight_decay = 0.1, .trust_clip = true, .decoupled_decay = true}},
+      Case<MuonMomentum>{"muon: its momentum", {.lr = 0.1, .momentum = 0.8}},
+      Case<Muon>{"muon", {.lr = 0.1, .weight_decay = 0.3}},
   };
 }();
 
@@ -105,19 +115,45 @@ inline const auto kFurtherCases = [] {
       Case<Mars>{"mars, defaults", {}},
       Case<Mars>{"mars, exact", {.gamma = 0.5, .is_approx = false}},
       Case<Grams>{"grams, bias", {.beta2 = 0.9, .eps = 1e-3, .correct_bias = false}},
-      Case<CautiousAdamW>{"cautious adamw, bias", {.beta2 = 0.9, .eps = 1e-3, .correct_bias = false}},
+      Case<CautiousAdamW>{"cautious adamw, bias", {.beta2 = 0.9, .eps = 1e-3, .correct_bias = false, .rescale = false}},
   };
 }();
+
+// The rule is one of several passes: not an update of a weight for itself.
+template <class Rule>
+constexpr bool is_pass() {
+  return has_next_pass<Rule>() || !requires(const typename Rule::Options& o) { Rule::prepare(o, Progress{}); };
+}
+
+// Sums that a pass before the last may have come to.
+inline constexpr Sums kSums = {.of_squares = {3, 7}, .out = 20, .in = 30};
+
+// The constants of a rule's pass, whichever it is.
+template <class Rule>
+typename Rule::Step prepare_pass(const typename Rule::Options& options, const Progress& progress) {
+  std::optional<typename Rule::Step> step;
+  if constexpr (requires { Rule::prepare(options, progress); })
+    step = Rule::prepare(options, progress);
+  else
+    RuleList::for_each([&]<class R>() {
+      if constexpr (has_next_pass<R>())
+        if constexpr (std::is_same_v<typename R::Next, Rule>)
+          step = R::next_pass(prepare_pass<R>(options, progress), kSums);
+    });
+  return step.value();
+}
 
 // Calls f(Case<Rule>) for each of kCases.
 template <class F>
 void for_each_case(F&& f) {
   std::apply([&](const auto&... c) { (f(c), ...); }, kCases);
 }
-// And for the further ones.
+// For those that are a whole update, and the further ones.
 template <class F>
 void for_each_arithmetic_case(F&& f) {
-  for_each_case(f);
+  for_each_case([&]<class Rule>(const Case<Rule>& c) {
+    if constexpr (!is_pass<Rule>()) f(c);
+  });
   std::apply([&](const auto&... c) { (f(c), ...); }, kFurtherCases);
 }
 

@@ -92,6 +92,7 @@ void expect_two_mutants_each() {
   bool within = false;
   RuleList::for_each([&]<class Rule>() {
     within = (within || std::is_same_v<Rule, First>)&&!std::is_same_v<Rule, End>;
+    if (is_pass<Rule>()) return;  // passes_test.cpp has them
     EXPECT_TRUE(!within || mistakes_seen()[Rule::kName] >= 2) << Rule::kName << " needs at least two mutants";
   });
 }
