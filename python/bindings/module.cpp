@@ -209,6 +209,19 @@ StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>
   return {values.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8, values, *scale};
 }
 
+// What a rule with a group's options keeps of a parameter: its moments as (key, whether it is never negative), then its
+// numbers.
+py::tuple state_keys(const std::string& rule, const py::dict& group) {
+  const TorchRule& of_torch = torch_rule(rule);
+  const RuleInfo& info = of_torch.prepare(group, {}).rule();
+  py::list moments, scalars;
+  for (const Moment& moment : info.moments)
+    moments.append(py::make_tuple(moment.key, moment.sign == Sign::not_negative));
+  if (of_torch.counts_steps) scalars.append("step");
+  for (const char* scalar : info.scalars) scalars.append(scalar);
+  return py::make_tuple(moments, scalars);
+}
+
 // A moment that is kept in int8 or fp8, as fp32 numbers.
 at::Tensor dequantize(const at::Tensor& values, const at::Tensor& scale, bool not_negative) {
   return in_format(moment_of(values, scale), Format::fp32, not_negative ? Sign::not_negative : Sign::any).values;
@@ -237,6 +250,7 @@ void define_functions(py::module_& m) {
         py::arg("error_if_nonfinite") = false, Release());
   m.def("rule_names", &rule_names);
   m.def("rule_options", &rule_options);
+  m.def("state_keys", &state_keys, py::arg("rule"), py::arg("group"));
   m.def("add_moment_", &add_moment_);
   m.def("dequantize", &dequantize, py::arg("values"), py::arg("scale"), py::arg("not_negative"));
   m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
