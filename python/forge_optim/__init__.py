@@ -12,7 +12,7 @@ import warnings
 
 import torch  # noqa: F401  (libtorch is loaded before what links it)
 
-from . import _C
+from . import _C, convert
 from ._C import AllocationRecorder
 from .clipping import clip_grad_norm_
 from .factored_grad import CollapseWarning, FactoredGrad
@@ -82,6 +82,7 @@ __all__ = [
     "FusionReport",
     "Report",
     "clip_grad_norm_",
+    "convert",
     "fuse",
     "report",
     "unfuse",
