@@ -7,7 +7,7 @@
 namespace forge {
 
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-            const Context& context) {
+            const Context& context, std::span<RoundingCount> rounding) {
   validate("update", G);
   check_stored("update", "W", W, G.out, G.in);
   check(info_of(W.format).for_weights, "update: W is ", name_of(W.format), ", which is a format for moments");
@@ -18,11 +18,12 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
     check(info_of(S[k].format).for_moments, "update: ", moments[k].key, " is ", name_of(S[k].format),
           ", which is a format for weights");
   }
+  check(rounding.empty() || rounding.size() == 1 + S.size(), "update: rounding has ", rounding.size(),
+        " counts, expected one for W and one for each of ", S.size(), " moments, or none");
   check_context("update", G, context);
   const Expression none = {G.out, G.in, {}};
-  const Expression& read = rule.rule().reads_gradient ? G : none;
-  return context.target == Target::ref ? ref::update(W, S, read, rule, context)
-                                       : cpu::update(W, S, read, rule, context);
+  auto run = context.target == Target::ref ? ref::update : cpu::update;
+  return run(W, S, rule.rule().reads_gradient ? G : none, rule, context, rounding);
 }
 
 }  // namespace forge

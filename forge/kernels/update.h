@@ -3,6 +3,7 @@
 #include <span>
 
 #include "forge/formats/format.h"
+#include "forge/kernels/rounding.h"
 #include "forge/kernels/target.h"
 #include "forge/rules/list.h"
 
@@ -20,8 +21,11 @@ namespace forge {
 // weight in a format with blocks begins at a multiple of kBlockColumns.
 // Returns the sums of a pass of several (rules/rule.h), added in the order of norm_lanes.h: their bits, too, depend on
 // nothing else. What a rule says that it leaves alone is not written; G is its shape alone where it is not read.
-// Throws Error before anything is written where shapes, formats, the number of moments or the workspace do not fit.
+// `rounding` is empty, or has one count for W and one for each of S, to which what this update writes is added; that
+// takes time and changes no bit of W and S. Counts are as independent of target, workers and tiles as the bits are.
+// Throws Error before anything is written where shapes, formats, the number of moments or counts, or the workspace do
+// not fit.
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-            const Context& context);
+            const Context& context, std::span<RoundingCount> rounding = {});
 
 }  // namespace forge

@@ -47,6 +47,8 @@ struct RuleInfo {
   std::span<const char* const> scalars;
   int sums;
   bool reads_gradient, writes_weight, writes_moments;
+  // 0 is the weight, 1 + k moment k.
+  constexpr bool writes(int which) const { return which == 0 ? writes_weight : writes_moments; }
   NewtonSchulz (*orthogonalized)(const RuleStep& step);           // null: w is the weight
   RuleStep (*next_pass)(const RuleStep& step, const Sums& sums);  // null: this is the last
 };

@@ -76,11 +76,11 @@ std::size_t workspace_bytes(const Expression& G, int workers, Target target) {
 }
 
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-            const Context& context) {
+            const Context& context, std::span<RoundingCount> rounding) {
   FloatEnvironment ieee;
   int sums = rule.rule().sums;
   RowLanes lanes(G, sums, context);
-  RowOperation operation(W, S, rule, G.scale, context.target);
+  RowOperation operation(W, S, rule, G.scale, context.target, rounding);
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
     operation.update(row, col, n, g, lanes.of(row));
   };

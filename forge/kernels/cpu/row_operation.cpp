@@ -1,6 +1,7 @@
 #include "forge/kernels/cpu/row_operation.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "forge/base/integers.h"
 #include "forge/kernels/norm_lanes.h"
@@ -20,6 +21,17 @@ void prefetch_columns(const Matrix& m, std::int64_t row, std::int64_t col, std::
 template <class F>
 void for_each_block(std::int64_t n, const F& f) {
   for (std::int64_t j = 0; j < n; j += kRowBlock) f(j, std::min(kRowBlock, n - j));
+}
+
+// Workers share the count.
+void add(const RoundingCount& part, RoundingCount& to) {
+  auto add_one = [](std::int64_t n, std::int64_t& sum) {
+    if (n > 0) std::atomic_ref(sum).fetch_add(n, std::memory_order_relaxed);
+  };
+  add_one(part.elements, to.elements);
+  add_one(part.lost, to.lost);
+  add_one(part.saturated, to.saturated);
+  add_one(part.not_finite, to.not_finite);
 }
 
 }  // namespace
@@ -61,13 +73,15 @@ const std::uint16_t* BlockNoise::of(std::uint32_t use) {
   return bits_;
 }
 
-RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target)
+RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target,
+                           std::span<RoundingCount> rounding)
     : n_stores_(static_cast<int>(1 + S.size())),
       run_(rule_half(target).rule(rule.rule())),
       add_squares_(format_half(target).add_squares),
       rule_(rule),
       scale_(scale),
-      noise_(W, target) {
+      noise_(W, target),
+      rounding_(rounding) {
   stores_[0] = RowStore(W, Sign::any, target);
   formats_[0] = W.format;
   for (std::size_t k = 0; k < S.size(); ++k) {
@@ -84,19 +98,33 @@ void RowOperation::store(int which, std::int64_t row, std::int64_t col, std::int
   stores_[i].store(row, col, n, x, noise.of(place.use), place.byte);
 }
 
+void RowOperation::count(std::int64_t row, std::int64_t col, std::int64_t n, const BlockBefore& before,
+                         float* const* results) const {
+  float buffer[kRowBlock];
+  for (std::size_t i = 0; i < rounding_.size(); ++i) {
+    if (!rule_.rule().writes(static_cast<int>(i))) continue;
+    RoundingCount part;
+    count_rounding(before[i], results[i], stores_[i].load(row, col, n, buffer), n, part);
+    add(part, rounding_[i]);
+  }
+}
+
 void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const {
   const RuleInfo& info = rule_.rule();
   float buffers[1 + kMaxMoments][kRowBlock], numbers_of[kMaxSums][kRowBlock];
   float *x[1 + kMaxMoments], *numbers[kMaxSums];
   for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
+  BlockBefore before;
   BlockNoise noise = noise_;
   for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
     std::int64_t at = col + offset;
     noise.move_to(row, at, block);
     for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, at, block, buffers[i]);
+    for (std::size_t i = 0; i < rounding_.size(); ++i) std::copy_n(x[i], block, before[i]);
     run_(x[0], x + 1, g + offset, block, scale_, rule_.constants(), numbers);
     for (int i = 0; i < n_stores_; ++i)
-      if (i == 0 ? info.writes_weight : info.writes_moments) store(i, row, at, block, x[i], noise);
+      if (info.writes(i)) store(i, row, at, block, x[i], noise);
+    if (!rounding_.empty()) count(row, at, block, before, x);
     for (int k = 0; k < info.sums; ++k) add_squares_(lanes + k * kNormLanes, numbers[k], block, 1);
   });
 }

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "forge/kernels/cpu/halves.h"
+#include "forge/kernels/rounding.h"
 #include "forge/rules/list.h"
 
 namespace forge::cpu {
@@ -54,10 +55,14 @@ class BlockNoise {
   std::uint16_t bits_[kRowBlock];
 };
 
+// The old numbers of one block, kept where rounding is counted.
+using BlockBefore = float[1 + kMaxMoments][kRowBlock];
+
 // W, S ← Rule(W, S, scale · g), segment by segment.
 class RowOperation {
  public:
-  RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target);
+  RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target,
+               std::span<RoundingCount> rounding);
   // Columns [col, col + n) of a row, col a multiple of kRowBlock. lanes: of the row, kNormLanes for each sum of the
   // rule, which grow.
   void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const;
@@ -65,6 +70,8 @@ class RowOperation {
 
  private:
   void store(int which, std::int64_t row, std::int64_t col, std::int64_t n, const float* x, BlockNoise& noise) const;
+  void count(std::int64_t row, std::int64_t col, std::int64_t n, const BlockBefore& before,
+             float* const* results) const;
 
   std::array<RowStore, 1 + kMaxMoments> stores_;  // of the weight and of its moments
   std::array<Format, 1 + kMaxMoments> formats_{};
@@ -74,6 +81,7 @@ class RowOperation {
   const RuleStep& rule_;
   float scale_;
   BlockNoise noise_;  // copied for each segment: workers share the operation
+  std::span<RoundingCount> rounding_;
 };
 
 // D ← scale · g, segment by segment.

@@ -11,7 +11,10 @@ namespace {
 
 std::span<const Target> targets() { return {}; }
 std::size_t workspace_bytes(const Expression&, int, Target) { absent(); }
-Sums update(const Stored&, std::span<const Stored>, const Expression&, const RuleStep&, const Context&) { absent(); }
+Sums update(const Stored&, std::span<const Stored>, const Expression&, const RuleStep&, const Context&,
+            std::span<RoundingCount>) {
+  absent();
+}
 void materialize(const Matrix&, const Expression&, const Context&) { absent(); }
 double sum_squares(const Expression&, const Context&) { absent(); }
 void recode(const Stored&, const Stored&, Sign, const Context&) { absent(); }

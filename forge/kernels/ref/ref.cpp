@@ -79,18 +79,28 @@ void encode_updated(const float* x, const Stored& m, Sign sign, std::int64_t row
   encode(x, m, sign, row, col, n, bits, place.byte);
 }
 
+// Counts what became of a block of one row, which is in `m` by now.
+void count_encoded(const float* before, const float* result, const Stored& m, Sign sign, std::int64_t row,
+                   std::int64_t col, std::int64_t n, RoundingCount& count) {
+  float after[kColumns];
+  decode(m, sign, row, col, n, after);
+  count_rounding(before, result, after, n, count);
+}
+
 // Adds to `total`, for each sum of the rule, what the row gives.
 template <class Rule>
 void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, const float* g,
-                const typename Rule::Step& step, double* total) {
+                const typename Rule::Step& step, double* total, std::span<RoundingCount> rounding) {
   constexpr RuleInfo kInfo = rule_info<Rule>();
   constexpr int kMoments = static_cast<int>(Rule::kMoments.size());
   double lanes[kMaxSums][kNormLanes] = {};
   for (std::int64_t col = 0; col < W.values.cols; col += kColumns) {
     std::int64_t n = std::min(kColumns, W.values.cols - col);
-    float w[kColumns], s[kMaxMoments][kColumns];
+    float w[kColumns], s[kMaxMoments][kColumns], w_before[kColumns], s_before[kMaxMoments][kColumns];
     decode(W, Sign::any, row, col, n, w);
     for (int k = 0; k < kMoments; ++k) decode(S[k], Rule::kMoments[k].sign, row, col, n, s[k]);
+    std::copy_n(w, n, w_before);
+    for (int k = 0; k < kMoments; ++k) std::copy_n(s[k], n, s_before[k]);
     for (std::int64_t c = 0; c < n; ++c) {
       Scalar x(w[c]), moments[kMaxMoments];
       for (int k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
@@ -103,6 +113,10 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
     if (kInfo.writes_weight) encode_updated(w, W, Sign::any, row, col, n, W, 0);
     for (int k = 0; k < kMoments && kInfo.writes_moments; ++k)
       encode_updated(s[k], S[k], Rule::kMoments[k].sign, row, col, n, W, 1 + k);
+    if (rounding.empty()) continue;
+    if (kInfo.writes_weight) count_encoded(w_before, w, W, Sign::any, row, col, n, rounding[0]);
+    for (int k = 0; k < kMoments && kInfo.writes_moments; ++k)
+      count_encoded(s_before[k], s[k], S[k], Rule::kMoments[k].sign, row, col, n, rounding[1 + k]);
   }
   for (int k = 0; k < kInfo.sums; ++k) total[k] += reduce_norm_lanes(lanes[k]);
 }
@@ -112,12 +126,12 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
 std::size_t workspace_bytes(const Expression& G) { return (static_cast<std::size_t>(G.in) + 1) * sizeof(float); }
 
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-            const Context& context) {
+            const Context& context, std::span<RoundingCount> rounding) {
   Sums sums = {.of_squares = {}, .out = G.out, .in = G.in};
   RuleList::for_each([&]<class Rule>() {
     if (const auto* step = rule.get<Rule>())
       for_each_row(G, context, [&](std::int64_t row, const float* g) {
-        update_row<Rule>(W, S, row, g, *step, sums.of_squares.data());
+        update_row<Rule>(W, S, row, g, *step, sums.of_squares.data(), rounding);
       });
   });
   return sums;

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "forge/formats/format.h"
+#include "forge/kernels/rounding.h"
 #include "forge/kernels/target.h"
 #include "forge/rules/list.h"
 
@@ -12,7 +13,7 @@ namespace forge::ref {
 
 std::size_t workspace_bytes(const Expression& G);
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-            const Context& context);
+            const Context& context, std::span<RoundingCount> rounding);
 void materialize(const Matrix& D, const Expression& G, const Context& context);
 double sum_squares(const Expression& G, const Context& context);
 void recode(const Stored& to, const Stored& from, Sign sign);

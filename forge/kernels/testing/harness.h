@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <sstream>
 #include <string>
 #include <variant>
@@ -143,8 +144,10 @@ auto in_context(const Place& place, const Expression& G, F&& f) {
   return f(Context{place.executor, workspace.span(), place.target});
 }
 
-inline Sums run_update(const Place& place, Weight& weight, const Expression& G, const RuleStep& rule) {
-  return in_context(place, G, [&](const Context& c) { return update(weight.W.view(), weight.moments(), G, rule, c); });
+inline Sums run_update(const Place& place, Weight& weight, const Expression& G, const RuleStep& rule,
+                       std::span<RoundingCount> rounding = {}) {
+  return in_context(place, G,
+                    [&](const Context& c) { return update(weight.W.view(), weight.moments(), G, rule, c, rounding); });
 }
 inline Buffer run_materialize(const Place& place, const Expression& G, DType dtype = DType::f32) {
   Buffer D(G.out, G.in, dtype, 5);
