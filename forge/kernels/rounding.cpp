@@ -27,6 +27,11 @@ RoundingCount& RoundingCount::operator+=(const RoundingCount& other) {
   return *this;
 }
 
+RoundingCount RoundingCount::operator-(const RoundingCount& earlier) const {
+  return {elements - earlier.elements, lost - earlier.lost, saturated - earlier.saturated,
+          not_finite - earlier.not_finite};
+}
+
 void count_rounding(const float* before, const float* result, const float* after, std::int64_t n,
                     RoundingCount& count) {
   std::int32_t lost = 0, saturated = 0, not_finite = 0;  // as wide as the numbers: the loop is vectorized

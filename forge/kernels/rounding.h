@@ -23,6 +23,8 @@ struct RoundingCount {
   std::int64_t not_finite = 0;
 
   RoundingCount& operator+=(const RoundingCount& other);
+  // What was counted since.
+  RoundingCount operator-(const RoundingCount& earlier) const;
   bool operator==(const RoundingCount&) const = default;
 };
 

@@ -37,6 +37,7 @@ Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<
 }
 
 Gradient::~Gradient() {
+  note_dropped();
   drop_terms();
   if (ledger_) std::erase(ledger_->alive, this);
 }
@@ -124,6 +125,7 @@ void Gradient::zero_() {
 }
 
 void Gradient::clear() {
+  note_dropped();
   drop_terms();
   scale_ = 1;
   spent_ = false;
@@ -197,6 +199,12 @@ void Gradient::drop_terms() {
   gram_sum_.reset();
   dense_ = at::Tensor();
   exposed_ = false;
+}
+
+void Gradient::note_dropped() {
+  if (!ledger_ || ledger_->not_finite != this) return;
+  ledger_->not_finite = nullptr;
+  ++ledger_->skipped_steps;
 }
 
 // ---- Multiplied out -----------------------------------------------------------------------------------------------

@@ -104,6 +104,9 @@ class Gradient {
   bool is_unchanged(const Kept& kept) const;
   void check_unchanged() const;
   void check_not_spent() const;
+  double find_sum_squares(bool exact) const;
+  bool note_finite(bool finite) const;
+  void note_dropped();
   bool awaits_gram_sum() const;
   void find_gram_sums() const;
 

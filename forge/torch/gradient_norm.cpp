@@ -9,7 +9,19 @@
 
 namespace forge {
 
+// A step() forgets it, a gradient that is dropped first was skipped.
+bool Gradient::note_finite(bool finite) const {
+  if (!finite && ledger_ && !ledger_->not_finite) ledger_->not_finite = this;
+  return finite;
+}
+
 double Gradient::sum_squares(bool exact) const {
+  double sum = find_sum_squares(exact);
+  note_finite(std::isfinite(sum));
+  return sum;
+}
+
+double Gradient::find_sum_squares(bool exact) const {
   Expression G = expression();
   if (!exact && !gram_sum_) find_gram_sums();
   if (!exact && *gram_sum_) return **gram_sum_ * G.scale * G.scale;
@@ -39,7 +51,7 @@ bool Gradient::finite() const {
   Expression G = expression();
   // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
   if (auto bound = partial_sum_bound(G); bound && *bound < std::numeric_limits<float>::max() / 2) return true;
-  return std::isfinite(forge::sum_squares(G, torch_context(G)));
+  return note_finite(std::isfinite(forge::sum_squares(G, torch_context(G))));
 }
 
 }  // namespace forge

@@ -58,6 +58,8 @@ struct Ledger {
   std::map<std::string, std::int64_t> collapses;  // how often terms were multiplied out, by reason
   GramCache gram;                                 // of the last norm; valid until some gradient changes
   std::vector<const Gradient*> alive;             // all of them, in the order in which they were made
+  const Gradient* not_finite = nullptr;           // the first that was found so since the last step
+  std::int64_t skipped_steps = 0;                 // times that it was dropped before the next
 
   void add_dense(bool is_matrix, std::int64_t bytes) {
     (is_matrix ? dense_matrices : dense_vectors).add(bytes);

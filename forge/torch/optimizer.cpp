@@ -103,9 +103,18 @@ void Optimizer::Impl::apply(std::size_t i, const Expression& G) {
     s.low = zeros_of_rest(s.parameter, format);
   }
   Noise noise = {.seed = options.seed, .parameter = names[i], .step = s.progress.step};
-  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule);
+  std::vector<RoundingCount> counts(options.count_rounding ? 1 + moments.size() : 0);
+  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule, counts);
+  if (!counts.empty()) add_rounding(i, format, moments, counts);
   s.progress = next;
   store(i);
+}
+
+void Optimizer::Impl::add_rounding(std::size_t i, Format format, std::span<const Moment> moments,
+                                   std::span<const RoundingCount> counts) {
+  rounding[{i, "weight", format}] += counts[0];
+  for (std::size_t k = 0; k < moments.size(); ++k)
+    rounding[{i, moments[k].key, state[i].moments[k].format}] += counts[1 + k];
 }
 
 // in_backward: consumes the gradient.
@@ -135,6 +144,7 @@ void Optimizer::Impl::step(double scale) {
   }
   for (auto& record : records)
     if (record) record->end_step();
+  ledger->not_finite = nullptr;
   release_workspace();
 }
 
@@ -208,6 +218,11 @@ void Optimizer::reset_peak_memory() {
   impl_->ledger->dense_matrices.reset_peak();
   impl_->ledger->dense_vectors.reset_peak();
   impl_->ledger->gradients.reset_peak();
+}
+
+RoundingReport Optimizer::rounding() const {
+  check(impl_->options.count_rounding, "rounding: it is not counted; give the optimizer count_rounding");
+  return {impl_->rounding, impl_->ledger->skipped_steps};
 }
 
 GroupedOptimizer::GroupedOptimizer(OptimizerOptions options)

@@ -12,6 +12,7 @@
 #include "forge/rules/list.h"
 #include "forge/torch/gradient.h"
 #include "forge/torch/options.h"
+#include "forge/torch/rounding_report.h"
 #include "forge/torch/stored_tensor.h"
 
 namespace forge {
@@ -60,6 +61,8 @@ class Optimizer {
   // The highest values of held_terms, dense_matrices, dense_vectors and gradients since the last reset.
   MemoryReport peak_memory() const;
   void reset_peak_memory();
+  // Of all updates so far. Throws Error without OptimizerOptions::count_rounding.
+  RoundingReport rounding() const;
 
  protected:
   explicit Optimizer(std::unique_ptr<Impl> impl);

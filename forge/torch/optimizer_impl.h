@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,6 +39,9 @@ struct Optimizer::Impl {
   void apply(std::size_t i, const Expression& G);
   // scale: a factor of all gradients, for this step alone.
   void step(double scale = 1);
+  // Adds what the counts say, of the weight in `format` and of these moments, to what is reported.
+  void add_rounding(std::size_t i, Format format, std::span<const Moment> moments,
+                    std::span<const RoundingCount> counts);
 
   // What a new moment is kept in, and the weight.
   Format state_format_of(std::size_t i, const Expression& G) const;
@@ -48,6 +53,7 @@ struct Optimizer::Impl {
   std::vector<std::optional<Format>> state_formats;  // asked for by the groups
   std::vector<bool> embeddings;                      // known to be one; others are told by their terms
   std::vector<std::uint32_t> names;                  // hashed
+  std::map<RoundedMatrix, RoundingCount> rounding;
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();
   std::vector<std::shared_ptr<Record>> records;  // one for each state
 };

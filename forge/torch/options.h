@@ -35,6 +35,8 @@ struct OptimizerOptions {
   Format weight_format = Format::bf16;
   // Of the noise that stochastic rounding takes.
   std::uint64_t seed = 0;
+  // Optimizer::rounding() says what rounding does to the updates. No bit depends on it; updates take longer.
+  bool count_rounding = false;
 };
 
 // Matrices of fewer elements keep moments of at least 16 bits, unless their group asks for a format.

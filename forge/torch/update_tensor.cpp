@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <span>
@@ -25,6 +26,7 @@ void bump(const StoredTensor& t) { bump(t.values), bump(t.rest); }
 struct Passes {
   Stored W;
   std::span<const Stored> S;
+  std::span<RoundingCount> rounding;
   at::Tensor direction;  // of the pass before, orthogonal
   Term dense;
 
@@ -32,10 +34,13 @@ struct Passes {
   std::optional<RuleStep> run(const RuleStep& pass, const Expression& G) {
     const RuleInfo& rule = pass.rule();
     std::span<const Stored> moments = S.first(rule.moments.size());
-    if (!rule.orthogonalized) return pass.next(update(W, moments, G, pass, torch_context(G)));
+    std::span<RoundingCount> counts = rounding.first(std::min(rounding.size(), 1 + moments.size()));
+    if (!rule.orthogonalized) return pass.next(update(W, moments, G, pass, torch_context(G), counts));
     ScopedPurpose purpose(Purpose::direction);
     direction = at::empty({G.out, G.in}, at::kFloat);
-    Sums sums = update(as_matrix(direction, {G.out, G.in}), moments, G, pass, torch_context(G));
+    RoundingCount of_weight = counts.empty() ? RoundingCount{} : counts[0];
+    Sums sums = update(as_matrix(direction, {G.out, G.in}), moments, G, pass, torch_context(G), counts);
+    if (!counts.empty()) counts[0] = of_weight;  // the direction is none
     orthogonalize_(direction, rule.orthogonalized(pass));
     return pass.next(sums);
   }
@@ -51,12 +56,12 @@ struct Passes {
 }  // namespace
 
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
-                   const Expression& G, const RuleStep& rule) {
+                   const Expression& G, const RuleStep& rule, std::span<RoundingCount> rounding) {
   check(moments.size() <= kMaxMoments, "update: ", moments.size(), " moments are more than any rule has");
   Shape shape = matrix_shape(weight.values);
   std::array<Stored, kMaxMoments> S;
   for (std::size_t i = 0; i < moments.size(); ++i) S[i] = moments[i].view(shape);
-  Passes passes = {weight.view(shape, noise), {S.data(), moments.size()}, {}, {}};
+  Passes passes = {weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
   std::optional<RuleStep> pass = passes.run(rule, G);
   while (pass) pass = passes.run(*pass, passes.gradient(G));
   bump(weight);

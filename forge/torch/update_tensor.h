@@ -2,7 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <span>
+
 #include "forge/gradient/terms.h"
+#include "forge/kernels/rounding.h"
 #include "forge/rules/list.h"
 #include "forge/torch/stored_tensor.h"
 
@@ -10,8 +13,9 @@ namespace forge {
 
 // W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel, in all passes that the rule takes.
 // A direction that is to be orthogonal is one fp32 matrix of the weight's shape, which lives until this returns. The
-// version counters of what is written move, so that autograd notices a later use of what it saved.
+// version counters of what is written move, so that autograd notices a later use of what it saved. rounding: as the
+// kernel has it.
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
-                   const Expression& G, const RuleStep& rule);
+                   const Expression& G, const RuleStep& rule, std::span<RoundingCount> rounding = {});
 
 }  // namespace forge

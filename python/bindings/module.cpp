@@ -67,7 +67,7 @@ class PythonHandles final : public GradientHandles {
 
 OptimizerOptions options_of(const std::string& schedule, const std::string& collapse, bool exact,
                             const std::optional<std::string>& state_format,
-                            const std::optional<std::string>& weight_format, std::uint64_t seed) {
+                            const std::optional<std::string>& weight_format, std::uint64_t seed, bool count_rounding) {
   check(schedule == "at_step" || schedule == "in_backward", "schedule is \"", schedule,
         "\", expected \"at_step\" or \"in_backward\"");
   check(collapse == "auto" || collapse == "never", "collapse is \"", collapse, "\", expected \"auto\" or \"never\"");
@@ -76,7 +76,8 @@ OptimizerOptions options_of(const std::string& schedule, const std::string& coll
           .exact = exact,
           .state_format = state_format ? std::optional(format_of(*state_format)) : std::nullopt,
           .weight_format = weight_format ? format_of(*weight_format) : Format::bf16,
-          .seed = seed};
+          .seed = seed,
+          .count_rounding = count_rounding};
 }
 
 const char* kind_of(const Outer&) { return "dYᵀX"; }
@@ -120,13 +121,27 @@ py::dict as_dict(const MemoryReport& r) {
                   py::arg("collapses") = r.collapses);
 }
 
+py::tuple as_tuple(const RoundingCount& c) { return py::make_tuple(c.elements, c.lost, c.saturated, c.not_finite); }
+
+// {"matrices": [(parameter's place, name, count)], "formats": {"weight, bf16": count}, "skipped_steps": number}
+py::dict as_dict(const RoundingReport& r) {
+  py::list matrices;
+  for (const auto& [matrix, count] : r.by_matrix())
+    matrices.append(py::make_tuple(matrix.first, matrix.second, as_tuple(count)));
+  py::dict formats;
+  for (const auto& [kind, count] : r.by_format())
+    formats[py::str(kind.first + ", " + name_of(kind.second))] = as_tuple(count);
+  return py::dict(py::arg("matrices") = matrices, py::arg("formats") = formats,
+                  py::arg("skipped_steps") = r.skipped_steps);
+}
+
 void define_optimizer(py::module_& m) {
   py::class_<HostedOptimizer>(m, "HostedOptimizer")
       .def(py::init([](py::handle host, const std::string& rule, const std::string& schedule,
                        const std::string& collapse, bool exact, const std::optional<std::string>& state_format,
-                       const std::optional<std::string>& weight_format, std::uint64_t seed) {
+                       const std::optional<std::string>& weight_format, std::uint64_t seed, bool count_rounding) {
         return std::make_unique<HostedOptimizer>(
-            host, rule, options_of(schedule, collapse, exact, state_format, weight_format, seed));
+            host, rule, options_of(schedule, collapse, exact, state_format, weight_format, seed, count_rounding));
       }))
       .def("add", &HostedOptimizer::add)
       .def("check_group", &HostedOptimizer::check_group)
@@ -137,6 +152,7 @@ void define_optimizer(py::module_& m) {
       .def("memory", [](const HostedOptimizer& o) { return as_dict(o.memory()); })
       .def("peak_memory", [](const HostedOptimizer& o) { return as_dict(o.peak_memory()); })
       .def("reset_peak_memory", &HostedOptimizer::reset_peak_memory)
+      .def("rounding", [](const HostedOptimizer& o) { return as_dict(o.rounding()); })
       .def_property_readonly("collapses", &HostedOptimizer::collapses);
 }
 

@@ -47,7 +47,7 @@ from .published import (
     SophiaG,
     StableAdamW,
 )
-from .reporting import Report, report
+from .reporting import Report, Rounding, RoundingCount, report
 
 __all__ = [
     "SGD",
@@ -81,6 +81,8 @@ __all__ = [
     "FusedOptimizer",
     "FusionReport",
     "Report",
+    "Rounding",
+    "RoundingCount",
     "clip_grad_norm_",
     "convert",
     "fuse",

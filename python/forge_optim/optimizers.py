@@ -43,6 +43,8 @@ _OPTIONS = """
     weight_format: how bf16 weights are kept: "bf16" (rounded to nearest), "bf16_stochastic", "bf16_plus16" (with the
         16 bits that bf16 drops from fp32) or "bf16_plus8".
     seed: of stochastic rounding, whose noise depends on this, the parameter's name, the element and the step alone.
+    count_rounding: ``forge_optim.report`` says how many updates rounding lost, how many saturated and how many were not
+        finite, of weights and moments. No bit depends on it; updates take longer.
 
     Parameters are fp32 or bf16 on the CPU. RuntimeError where one is not, or an argument cannot be met.
 """
@@ -73,9 +75,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         state_format: StateFormat | None = None,
         weight_format: WeightFormat | None = None,
         seed: int = 0,
+        count_rounding: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._options = (schedule, collapse, exact, state_format, weight_format, seed)
+        self._options = (schedule, collapse, exact, state_format, weight_format, seed, count_rounding)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         self._names = WeakIdKeyDictionary()  # of parameters, where they are known
         if isinstance(params, nn.Module):
@@ -119,19 +122,26 @@ class FusedOptimizer(torch.optim.Optimizer):
             return [""] * len(group["params"])
         noise = group.get("noise")
         if noise is None:
-            before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
-            given = group.get("param_names", [None] * len(group["params"]))
-            names = [
-                _canonical(self._names.get(p) or name or str(place))
-                for place, (p, name) in enumerate(zip(group["params"], given, strict=True), start=before)
-            ]
-            noise = group["noise"] = {"mapping": _NOISE_MAPPING, "names": names}
+            noise = group["noise"] = {"mapping": _NOISE_MAPPING, "names": self._parameter_names(group)}
         if noise["mapping"] != _NOISE_MAPPING:
             raise RuntimeError(
                 f'param_groups: the noise of this checkpoint is mapped as version {noise["mapping"]}, and this library '
                 f"maps it as version {_NOISE_MAPPING}; go on with the version that wrote it"
             )
         return noise["names"]
+
+    @property
+    def _counts_rounding(self) -> bool:
+        return self._options[-1]
+
+    def _parameter_names(self, group: dict[str, Any]) -> list[str]:
+        """The name of each parameter or, where it is not known, its place among those of all groups."""
+        before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
+        given = group.get("param_names", [None] * len(group["params"]))
+        return [
+            _canonical(self._names.get(p) or name or str(place))
+            for place, (p, name) in enumerate(zip(group["params"], given, strict=True), start=before)
+        ]
 
     @torch._disable_dynamo
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Optimizers that torch does not have, with the constructor arguments, defaults and methods of their authors' classes.
 
 All take what ``forge_optim.AdamW`` takes beyond its namesake's arguments: the model as ``params``, ``schedule``,
-``collapse``, ``exact``, ``state_format``, ``weight_format``, ``seed``.
+``collapse``, ``exact``, ``state_format``, ``weight_format``, ``seed``, ``count_rounding``.
 """
 
 from __future__ import annotations

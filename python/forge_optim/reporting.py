@@ -1,4 +1,4 @@
-"""``report``: what an optimizer of this library holds, in bytes."""
+"""``report``: what an optimizer of this library holds, in bytes, and what rounding does to its updates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,43 @@ from dataclasses import dataclass, field
 
 from . import _C
 from .optimizers import FusedOptimizer
+
+
+@dataclass(frozen=True)
+class RoundingCount:
+    """Of so many elements that updates computed in fp32."""
+
+    elements: int
+    lost: int  # the result was another number than before, and what is stored has not changed
+    saturated: int  # the result was finite and beyond the largest number of its format
+    not_finite: int  # the result was infinite or NaN
+
+    def __str__(self) -> str:
+        shares = (self.lost, self.saturated, self.not_finite)
+        return "".join(f"{100 * part / max(self.elements, 1):10.3g} %" for part in shares)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Of all updates since the optimizer was made, or its state was loaded."""
+
+    formats: dict[str, RoundingCount]  # "weight, bf16", "exp_avg, int8", …
+    parameters: dict[str, dict[str, RoundingCount]]  # name → of its "weight" and of each moment, as in its state
+    # Gradients of fused weights that were found not to be finite, by GradScaler or a norm, and dropped without step().
+    skipped_steps: int
+
+    def most_lost(self, count: int = 5) -> list[tuple[str, RoundingCount]]:
+        """The parameters whose weights lost the largest shares of their updates, the largest first."""
+        weights = [(name, matrices["weight"]) for name, matrices in self.parameters.items()]
+        losing = [(name, weight) for name, weight in weights if weight.lost]
+        return sorted(losing, key=lambda row: row[1].lost / row[1].elements, reverse=True)[:count]
+
+    def __str__(self) -> str:
+        lines = [f"{'rounding':30}{'lost':>12}{'saturated':>12}{'not finite':>12}"]
+        lines += [f"  {kind:28}{count}" for kind, count in self.formats.items()]
+        lines += [f"  {name:28}{count}" for name, count in self.most_lost()]
+        lines.append(f"{'skipped steps':18}{self.skipped_steps:12}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -20,6 +57,7 @@ class Report:
     collapses: int  # how often terms were multiplied out
     reasons: dict[str, int] = field(default_factory=dict)  # the same by reason
     kernels: str = ""  # the instruction set that the kernels run on
+    rounding: Rounding | None = None  # with count_rounding
 
     def __str__(self) -> str:
         sizes = {
@@ -33,6 +71,8 @@ class Report:
         lines.append(f"{'collapses':18}{self.collapses:12}")
         lines += [f"  {count} × {reason}" for reason, count in self.reasons.items()]
         lines.append(f"{'kernels':18}{self.kernels:>12}")
+        if self.rounding:
+            lines.append(str(self.rounding))
         return "\n".join(lines)
 
 
@@ -52,4 +92,15 @@ def report(optimizer: FusedOptimizer) -> Report:
         collapses=now["collapses"],
         reasons=optimizer._engine.collapses,
         kernels=_C.kernels(),
+        rounding=_rounding(optimizer) if optimizer._counts_rounding else None,
     )
+
+
+def _rounding(optimizer: FusedOptimizer) -> Rounding:
+    counted = optimizer._engine.rounding()
+    names = [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
+    parameters: dict[str, dict[str, RoundingCount]] = {}
+    for place, matrix, count in counted["matrices"]:
+        parameters.setdefault(names[place], {})[matrix] = RoundingCount(*count)
+    formats = {kind: RoundingCount(*count) for kind, count in counted["formats"].items()}
+    return Rounding(formats, parameters, counted["skipped_steps"])
