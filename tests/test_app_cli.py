@@ -208,6 +208,31 @@ def test_options_come_from_a_file(text, tmp_path):
     assert len(train(tmp_path / "out", "--config", config)) == 3
 
 
+def test_rounding_is_counted_and_changes_no_bit(text, tmp_path):
+    """At this learning rate bf16 to nearest loses most updates, and 16 more bits lose none."""
+    common = ["--data", text, *SMALL, "--steps", "3", "--lr", "1e-5", "--state", "int8", "--weights"]
+    lost = {}
+    for weight_format in ("bf16", "bf16_plus16"):
+        result = run_forge("train", "--out", tmp_path / weight_format, "--log", tmp_path / "log.jsonl", *common,
+                           weight_format, "--count-rounding")
+        assert result.returncode == 0, result.stderr
+        assert "of weights' and" in result.stdout
+        table = [line.split()[:2] for line in result.stdout.splitlines()]
+        assert ["weight", weight_format] in table and ["exp_avg_sq", "int8"] in table
+        records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        steps, rows = [r for r in records if r["event"] == "step"], records[-1]["rounding"]
+        for of in ("weights", "moments"):
+            for key in ("elements", "lost", "saturated", "not_finite"):
+                total = sum(row[key] for row in rows if (row["of"] == "weight") == (of == "weights"))
+                assert total == sum(step[f"{of}_rounding"][key] for step in steps)
+        row, = (row for row in rows if row["of"] == "weight")
+        lost[weight_format] = row["lost"] / row["elements"]
+    assert lost["bf16"] > 0.5 and lost["bf16_plus16"] == 0
+    steps = train(tmp_path / "uncounted", *common, "bf16")
+    assert "weights_rounding" not in steps[0]
+    assert weights(tmp_path / "uncounted") == weights(tmp_path / "bf16")
+
+
 def test_a_sample_begins_with_its_prompt(text, tmp_path):
     result = run_forge("train", "--out", tmp_path / "out", "--data", text, *SMALL, "--steps", "2",
                        "--sample", "def step", "--sample-tokens", "8")

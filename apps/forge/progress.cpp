@@ -47,18 +47,18 @@ double Progress::tokens_per_second(std::int64_t step) const {
   return static_cast<double>(step * tokens_a_step_) / std::max(seconds(), 1e-9);
 }
 
-std::string Progress::line(std::int64_t step, double loss) const {
+std::string Progress::line(std::int64_t step, double loss, const std::string& more) const {
   const double left = seconds() / static_cast<double>(step) * static_cast<double>(steps_ - step);
-  return fmt::format("step {}/{}  loss {:.4f}  {:.0f} tokens/s  peak {}  {} left", step, steps_, loss,
+  return fmt::format("step {}/{}  loss {:.4f}{}  {:.0f} tokens/s  peak {}  {} left", step, steps_, loss, more,
                      tokens_per_second(step), readable_bytes(peak_resident_bytes()), readable_seconds(left));
 }
 
-void Progress::show(std::int64_t step, double loss) {
+void Progress::show(std::int64_t step, double loss, const std::string& more) {
   const std::int64_t every = (steps_ + kPlainLines - 1) / kPlainLines;
   if (terminal_) {
-    fmt::print("\r\033[K{}", line(step, loss));
+    fmt::print("\r\033[K{}", line(step, loss, more));
   } else if (step == 1 || step == steps_ || step % every == 0) {
-    fmt::print("{}\n", line(step, loss));
+    fmt::print("{}\n", line(step, loss, more));
   }
   std::fflush(stdout);
 }

@@ -15,13 +15,14 @@ std::string readable_bytes(std::int64_t bytes);
 class Progress {
  public:
   Progress(std::int64_t steps, std::int64_t tokens_a_step);
-  void show(std::int64_t step, double loss);
+  // more: what else the line says of the step.
+  void show(std::int64_t step, double loss, const std::string& more = "");
   void finish();  // closes the line
   double tokens_per_second(std::int64_t step) const;
   double seconds() const;
 
  private:
-  std::string line(std::int64_t step, double loss) const;
+  std::string line(std::int64_t step, double loss, const std::string& more) const;
 
   std::int64_t steps_, tokens_a_step_;
   bool terminal_;

@@ -11,6 +11,7 @@
 #include "apps/forge/corpus.h"
 #include "apps/forge/hf_directory.h"
 #include "apps/forge/progress.h"
+#include "apps/forge/rounding.h"
 #include "apps/forge/run_log.h"
 #include "apps/forge/train_options.h"
 #include "forge/base/error.h"
@@ -43,17 +44,22 @@ Llama make_model(const TrainOptions& options, LlamaConfig config, const Corpus& 
 }
 
 ordered_json step_record(std::int64_t step, double lr, const StepResult& result, const Progress& progress) {
-  return {{"event", "step"},
-          {"step", step},
-          {"loss", result.loss},
-          {"lr", lr},
-          {"grad_norm", result.norm},
-          {"tokens_per_second", progress.tokens_per_second(step)},
-          {"seconds", progress.seconds()},
-          {"peak_rss_bytes", peak_resident_bytes()},
-          {"dense_gradient_bytes", result.memory.dense_matrices},
-          {"vector_gradient_bytes", result.memory.dense_vectors},
-          {"held_term_bytes", result.memory.held_terms}};
+  ordered_json record = {{"event", "step"},
+                         {"step", step},
+                         {"loss", result.loss},
+                         {"lr", lr},
+                         {"grad_norm", result.norm},
+                         {"tokens_per_second", progress.tokens_per_second(step)},
+                         {"seconds", progress.seconds()},
+                         {"peak_rss_bytes", peak_resident_bytes()},
+                         {"dense_gradient_bytes", result.memory.dense_matrices},
+                         {"vector_gradient_bytes", result.memory.dense_vectors},
+                         {"held_term_bytes", result.memory.held_terms}};
+  if (result.rounding) {
+    record["weights_rounding"] = to_json(result.rounding->weights);
+    record["moments_rounding"] = to_json(result.rounding->moments);
+  }
+  return record;
 }
 
 void train_steps(const TrainOptions& options, Trainer& trainer, Batches& batches, RunLog& log) {
@@ -64,7 +70,7 @@ void train_steps(const TrainOptions& options, Trainer& trainer, Batches& batches
     std::vector<at::Tensor> windows;
     for (std::int64_t i = 0; i < micro_batches; ++i) windows.push_back(batches.next(options.batch));
     const StepResult result = trainer.step(windows, schedule.at(step));
-    progress.show(step, result.loss);
+    progress.show(step, result.loss, result.rounding ? readable(*result.rounding) : "");
     log.write(step_record(step, schedule.at(step), result, progress));
   }
   progress.finish();
@@ -94,6 +100,13 @@ void train(const TrainOptions& options) {
              {"parameters", model.config().parameters()},
              {"steps", options.steps}});
   train_steps(options, trainer, batches, log);
+  ordered_json end;
+  end["event"] = "end";
+  if (options.trainer.optimizer.count_rounding) {
+    const RoundingReport rounding = trainer.optimizer().rounding();
+    fmt::print("\n{}\n", to_table(rounding));
+    end["rounding"] = to_json(rounding);
+  }
   check_finite(model);
   std::string sample;
   if (!options.prompt.empty()) {
@@ -102,7 +115,8 @@ void train(const TrainOptions& options) {
   }
   write_directory(options.out, model, corpus.tokenizer);
   fmt::print("wrote {}\n", options.out.string());
-  log.write({{"event", "end"}, {"sample", sample}});
+  end["sample"] = sample;
+  log.write(end);
 }
 
 }  // namespace

@@ -156,6 +156,9 @@ void add_gradient_options(CLI::App& app, TrainOptions& o) {
   add_choice(app, "--state", o.state, choices_of_formats(&FormatInfo::for_moments), "fp32",
              "Format of the optimizer's moments")
       ->group(group);
+  app.add_flag("--count-rounding", o.trainer.optimizer.count_rounding,
+               "Say how many updates of weights and moments rounding loses, and how many saturate; slower updates")
+      ->group(group);
 }
 
 void add_output_options(CLI::App& app, TrainOptions& o) {

@@ -38,18 +38,20 @@ TEST(TrainOptions, HaveDefaults) {
   EXPECT_EQ(options.trainer.values.at("weight_decay"), 0.1);
   EXPECT_EQ(options.trainer.values.at("beta2"), 0.95);
   EXPECT_EQ(options.trainer.optimizer.collapse, Collapse::automatic);
+  EXPECT_FALSE(options.trainer.optimizer.count_rounding);
   EXPECT_DOUBLE_EQ(options.learning_rate().floor, options.lr / 10);
 }
 
 TEST(TrainOptions, ReachTheTrainer) {
-  const TrainOptions options =
-      parse_flags({"--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--weights", "bf16", "--state", "bf16",
-                   "--exact", "--no-fuse", "--clip", "0.5", "--accumulation", "3", "--min-lr", "1e-3"});
+  const TrainOptions options = parse_flags({"--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--weights",
+                                            "bf16", "--state", "bf16", "--exact", "--no-fuse", "--clip", "0.5",
+                                            "--accumulation", "3", "--min-lr", "1e-3", "--count-rounding"});
   EXPECT_EQ(options.trainer.rule, "sgd");
   EXPECT_EQ(options.trainer.values, (RuleValues{{"momentum", 0.9}, {"nesterov", 1}}));
   EXPECT_EQ(options.dtype(), at::kBFloat16);
   EXPECT_EQ(options.trainer.optimizer.state_format, Format::bf16);
   EXPECT_TRUE(options.trainer.optimizer.exact);
+  EXPECT_TRUE(options.trainer.optimizer.count_rounding);
   EXPECT_EQ(options.trainer.optimizer.collapse, Collapse::always);
   EXPECT_EQ(options.trainer.clip, 0.5);
   EXPECT_EQ(options.trainer.accumulation, 3);

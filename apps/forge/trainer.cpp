@@ -50,6 +50,7 @@ StepResult Trainer::step(const std::vector<at::Tensor>& micro_batches, double lr
   result.norm = options_.clip > 0 ? clip() : 0;
   optimizer_->step();
   result.memory = optimizer_->peak_memory();
+  if (options_.optimizer.count_rounding) result.rounding = new_rounding();
   optimizer_->zero_grad();
   return result;
 }
@@ -66,6 +67,12 @@ double Trainer::accumulate(const std::vector<at::Tensor>& micro_batches) {
     loss.backward();
   }
   return total;
+}
+
+Rounding Trainer::new_rounding() {
+  const RoundingReport report = optimizer_->rounding();
+  const Rounding before = std::exchange(rounding_, {report.of_weights(), report.of_moments()});
+  return {rounding_.weights - before.weights, rounding_.moments - before.moments};
 }
 
 double Trainer::clip() {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,10 +24,16 @@ struct TrainerOptions {
 // Throws Error where the options contradict each other.
 void validate(const TrainerOptions& options);
 
+// What rounding did to all weights and to all their moments.
+struct Rounding {
+  RoundingCount weights, moments;
+};
+
 struct StepResult {
   double loss = 0;
-  double norm = 0;      // of the whole gradient before clipping; 0 without clipping
-  MemoryReport memory;  // the optimizer's peaks in this step
+  double norm = 0;                   // of the whole gradient before clipping; 0 without clipping
+  MemoryReport memory;               // the optimizer's peaks in this step
+  std::optional<Rounding> rounding;  // in this step, where it is counted
 };
 
 // Steps of training on one model. Weight decay acts on matrices only; norms have none.
@@ -44,12 +51,14 @@ class Trainer {
  private:
   double accumulate(const std::vector<at::Tensor>& micro_batches);
   double clip();
+  Rounding new_rounding();
 
   const Llama& model_;
   TrainerOptions options_;
   std::vector<at::Tensor> parameters_;
   std::unique_ptr<GroupedOptimizer> optimizer_;
   std::int64_t steps_ = 0;
+  Rounding rounding_;  // in all steps so far
 };
 
 }  // namespace forge::app
