@@ -43,16 +43,19 @@ TEST(Formats, TakeTheBytesThatTheyPromise) {
 TEST(Formats, KeepSmallMatricesVectorsAndEmbeddingsInFp32UnlessTheirGroupAsks) {
   at::Tensor large = parameter(random({64, 64}, 1)), small = parameter(random({63, 65}, 2)),
              vector = parameter(random({8192}, 3)), table = parameter(random({64, 64}, 4)),
-             asked = parameter(random({4, 8}, 5));
-  AdamW opt({{.params = {large, small, vector, table}}, {.params = {asked}, .state_format = Format::int8}},
+             crowded = parameter(random({64, 64}, 7)), asked = parameter(random({4, 8}, 5));
+  AdamW opt({{.params = {large, small, vector, table, crowded}}, {.params = {asked}, .state_format = Format::int8}},
             {.state_format = Format::int8});
   for (const at::Tensor& W : {large, small, asked}) backward(W, 6);
   vector.sum().backward();
   forge::embedding(at::arange(5, at::kLong), table).sum().backward();
+  forge::embedding(at::arange(200, at::kLong).remainder(64), crowded).sum().backward();
+  EXPECT_EQ(opt.memory().collapses, 1) << "more rows than the table has";
   opt.step();
   std::vector<Format> formats;
   for (const ParameterState& s : opt.state()) formats.push_back(s.moments[1].format);
-  EXPECT_THAT(formats, ::testing::ElementsAre(Format::int8, Format::fp32, Format::fp32, Format::fp32, Format::int8));
+  EXPECT_THAT(formats, ::testing::ElementsAre(Format::int8, Format::fp32, Format::fp32, Format::fp32, Format::fp32,
+                                              Format::int8));
   EXPECT_EQ(opt.state()[0].moments[0].values.scalar_type(), at::kChar);
   EXPECT_EQ(opt.state()[0].moments[1].values.scalar_type(), at::kByte);
   EXPECT_EQ(opt.state()[0].moments[1].rest.sizes(), (at::IntArrayRef{64, 2}));

@@ -75,20 +75,18 @@ Format Optimizer::Impl::weight_format_of(std::size_t i) const {
   return state[i].parameter.scalar_type() == at::kBFloat16 ? options.weight_format : Format::fp32;
 }
 
-Format Optimizer::Impl::state_format_of(std::size_t i, const Expression& G) const {
+Format Optimizer::Impl::state_format_of(std::size_t i) const {
   if (state_formats[i]) return *state_formats[i];
   const at::Tensor& parameter = state[i].parameter;
   if (!options.state_format) return parameter.scalar_type() == at::kBFloat16 ? Format::bf16 : Format::fp32;
-  bool embedding =
-      (i < embeddings.size() && embeddings[i]) ||
-      std::any_of(G.terms.begin(), G.terms.end(), [](const Term& t) { return std::holds_alternative<Rows>(t); });
+  bool embedding = (i < embeddings.size() && embeddings[i]) || (records[i] && records[i]->has_had_rows());
   return is_compressed(*options.state_format) && (embedding || !is_large(parameter)) ? Format::fp32
                                                                                      : *options.state_format;
 }
 
-StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment, const Expression& G) {
+StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment) {
   ScopedPurpose purpose(Purpose::state);
-  return zeros_in_format(state[i].parameter, state_format_of(i, G), moment.sign);
+  return zeros_in_format(state[i].parameter, state_format_of(i), moment.sign);
 }
 
 void Optimizer::Impl::apply(std::size_t i, const Expression& G) {
@@ -96,7 +94,7 @@ void Optimizer::Impl::apply(std::size_t i, const Expression& G) {
   RuleStep rule = next_rule(i);
   Progress next = next_progress(i);
   std::span<const Moment> moments = rule.rule().moments;
-  while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()], G));
+  while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()]));
   Format format = weight_format_of(i);
   if (info_of(format).has_rest && !s.low.defined()) {
     ScopedPurpose purpose(Purpose::state);

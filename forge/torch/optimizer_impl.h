@@ -30,7 +30,7 @@ struct Optimizer::Impl {
   virtual void load(std::size_t) {}
   virtual void store(std::size_t) {}
   // A zero moment for parameter i.
-  virtual StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G);
+  virtual StoredTensor new_moment(std::size_t i, const Moment& moment);
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
   // name: of the parameter, for its noise.
@@ -44,14 +44,14 @@ struct Optimizer::Impl {
                     std::span<const RoundingCount> counts);
 
   // What a new moment is kept in, and the weight.
-  Format state_format_of(std::size_t i, const Expression& G) const;
+  Format state_format_of(std::size_t i) const;
   Format weight_format_of(std::size_t i) const;
 
   OptimizerOptions options;
   bool handles;
   std::vector<ParameterState> state;
   std::vector<std::optional<Format>> state_formats;  // asked for by the groups
-  std::vector<bool> embeddings;                      // known to be one; others are told by their terms
+  std::vector<bool> embeddings;                      // known to be one; others are told by their uses
   std::vector<std::uint32_t> names;                  // hashed
   std::map<RoundedMatrix, RoundingCount> rounding;
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();

@@ -154,6 +154,7 @@ void Record::record_outer(const Factor& dY, const Factor& X) {
 
 void Record::record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx) {
   check_not_updated();
+  has_had_rows_ = true;
   ScopedPurpose purpose(Purpose::held_copy);
   at::Tensor used = padding_idx >= 0 ? index.ne(padding_idx).nonzero().reshape({-1}) : at::Tensor();
   if (used.defined() && used.numel() < index.numel())

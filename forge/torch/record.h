@@ -55,6 +55,8 @@ class Record : public std::enable_shared_from_this<Record> {
   // user's own buffer.
   void record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx);
 
+  // Rows have been recorded: the weight is an embedding's.
+  bool has_had_rows() const { return has_had_rows_; }
   // in_backward: the parameter has been updated since the last step() or zero_grad(). A second update raises.
   bool is_updated() const;
   // Hears of uses from now on; again and again is fine. A parameter that does not require a gradient is not watched.
@@ -95,7 +97,7 @@ class Record : public std::enable_shared_from_this<Record> {
   std::weak_ptr<Gradient> behind_handle_;
   at::Tensor spent_handle_;
   std::shared_ptr<Gradient> spent_;  // behind it
-  bool updated_ = false;
+  bool updated_ = false, has_had_rows_ = false;
   std::int64_t grad_bytes_ = 0;
   std::function<void()> backward_done_;
   std::shared_ptr<const void> node_;  // keeps the AccumulateGrad node, whose tensor holds it weakly

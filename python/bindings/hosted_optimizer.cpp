@@ -125,7 +125,7 @@ struct HostedImpl final : Optimizer::Impl {
     while (last > 0 && !there(info.moments[last - 1])) --last;
     for (const Moment& moment : info.moments.first(last))
       s.moments.push_back(there(moment) ? usable_moment(i, moment, of_host.attr("get")(moment.key), of_host)
-                                        : new_moment(i, moment, {}));
+                                        : new_moment(i, moment));
     load_low(i, of_host);
     load_progress(i, info, of_host);
   }
@@ -182,7 +182,7 @@ struct HostedImpl final : Optimizer::Impl {
 
   // What a checkpoint brought stays as it is where nothing else is asked for.
   Format wanted_format(std::size_t i, Format there) const {
-    return state_formats[i] || options.state_format ? state_format_of(i, {}) : there;
+    return state_formats[i] || options.state_format ? state_format_of(i) : there;
   }
 
   static std::string scale_key(const Moment& moment) { return std::string(moment.key) + "_scale"; }
@@ -202,17 +202,17 @@ struct HostedImpl final : Optimizer::Impl {
     return {format, t, rest};
   }
 
-  StoredTensor new_moment(std::size_t i, const Moment& moment, const Expression& G) override {
+  StoredTensor new_moment(std::size_t i, const Moment& moment) override {
     py::gil_scoped_acquire lock;
     Entry& e = entries[i];
     if (e.distributed) {
       py::object zeros_like = py::module_::import("torch").attr("zeros_like");
-      at::ScalarType type = scalar_type_of(info_of(state_format_of(i, G)).values);
+      at::ScalarType type = scalar_type_of(info_of(state_format_of(i)).values);
       py::object zeros = zeros_like(e.parameter.attr("detach")(), py::arg("dtype") = type);
       e.made.emplace_back(moment.key, zeros);
       return local(zeros);
     }
-    StoredTensor zeros = Impl::new_moment(i, moment, G);
+    StoredTensor zeros = Impl::new_moment(i, moment);
     e.made.emplace_back(moment.key, py::cast(zeros.values));
     if (zeros.rest.defined()) e.made.emplace_back(scale_key(moment), py::cast(zeros.rest));
     return zeros;
