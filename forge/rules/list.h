@@ -76,26 +76,23 @@ NewtonSchulz orthogonalized(const RuleStep& step);
 
 template <class Rule>
 constexpr RuleInfo rule_info() {
-  RuleInfo info = {Rule::kName, fnv1a(Rule::kName), Rule::kMoments, scalars_of<Rule>(), 0, true, true, true, {}, {}};
-  if constexpr (requires { Rule::kSums; }) info.sums = Rule::kSums;
-  if constexpr (requires { Rule::kReadsGradient; }) info.reads_gradient = Rule::kReadsGradient;
-  if constexpr (requires { Rule::kWritesWeight; }) info.writes_weight = Rule::kWritesWeight;
-  if constexpr (requires { Rule::kWritesMoments; }) info.writes_moments = Rule::kWritesMoments;
+  using Pass = PassOf<Rule>;
+  RuleInfo info = {Rule::kName,
+                   fnv1a(Rule::kName),
+                   Rule::kMoments,
+                   scalars_of<Rule>(),
+                   Pass::kSums,
+                   Pass::kReadsGradient,
+                   Pass::kWritesWeight,
+                   Pass::kWritesMoments,
+                   {},
+                   {}};
   if constexpr (makes_direction<Rule>()) info.orthogonalized = orthogonalized<Rule>;
   if constexpr (has_next_pass<Rule>()) info.next_pass = next_pass<Rule>;
   return info;
 }
 template <class Rule>
 inline constexpr RuleInfo kRuleInfo = rule_info<Rule>();
-
-// One element through a rule. `numbers`: as many as the rule has sums.
-template <class Rule, class V>
-FORGE_INLINE void update_element(V& w, V g, V* moments, const typename Rule::Step& step, V* numbers) {
-  if constexpr (kRuleInfo<Rule>.sums > 0)
-    Rule::update(w, g, moments, step, numbers);
-  else
-    Rule::update(w, g, moments, step);
-}
 
 // A rule with the constants of one step.
 class RuleStep {

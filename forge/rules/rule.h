@@ -73,6 +73,27 @@ struct NewtonSchulz {
   int steps;
 };
 
+// What a rule's pass gives and leaves alone: constants, which code for any instruction set may use.
+template <class Rule>
+struct PassOf {
+  static constexpr int kSums = [] {
+    if constexpr (requires { Rule::kSums; }) return Rule::kSums;
+    return 0;
+  }();
+  static constexpr bool kReadsGradient = !requires { requires !Rule::kReadsGradient; };
+  static constexpr bool kWritesWeight = !requires { requires !Rule::kWritesWeight; };
+  static constexpr bool kWritesMoments = !requires { requires !Rule::kWritesMoments; };
+};
+
+// One element through a rule. `numbers`: as many as the rule has sums.
+template <class Rule, class V>
+FORGE_INLINE void update_element(V& w, V g, V* moments, const typename Rule::Step& step, V* numbers) {
+  if constexpr (PassOf<Rule>::kSums > 0)
+    Rule::update(w, g, moments, step, numbers);
+  else
+    Rule::update(w, g, moments, step);
+}
+
 enum class Bounds : std::uint8_t { none, not_negative, positive, below_one, up_to_one, inside_one, above_one };
 
 // One option: its name, its bounds and, where torch.optim has it in a tuple, the tuple's name and the place in it.

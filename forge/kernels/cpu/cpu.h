@@ -4,6 +4,7 @@
 
 #include "forge/formats/format.h"
 #include "forge/kernels/rounding.h"
+#include "forge/kernels/rule_table.h"
 #include "forge/kernels/target.h"
 #include "forge/rules/list.h"
 
@@ -13,6 +14,8 @@ namespace forge::cpu {
 
 // The instruction sets this machine can run, slowest first.
 std::span<const Target> targets();
+// Of a rule of RuleList (kernels/rule_table.h has all).
+RuleRun listed_rule_loop(const RuleInfo& rule, Target target);
 
 std::size_t workspace_bytes(const Expression& G, int workers, Target target);
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,

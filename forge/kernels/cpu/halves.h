@@ -7,16 +7,13 @@
 #include "forge/base/integers.h"
 #include "forge/base/matrix.h"
 #include "forge/formats/format.h"
+#include "forge/kernels/rule_table.h"
 #include "forge/kernels/target.h"
 
 // What every CPU kernel is made of, one table of functions each per instruction set. The chain makes strips of G, a few
 // rows by some hundred columns, in L1/L2 (strips.cpp drives it); the row operation consumes them (row_operation.h):
 // formats decode, the rule runs on fp32, formats encode. None knows the others, so they are compiled apart and never as
 // a product.
-namespace forge {
-struct RuleInfo;
-}
-
 namespace forge::cpu {
 
 // Some panels of rows times some panels of columns.
@@ -66,11 +63,6 @@ inline std::int64_t product_pauses(std::int64_t K, std::int64_t tiles) {
   std::int64_t tokens = std::min(K, kTokenBlock), blocks = ceil_div(K, kTokenBlock);
   return blocks * (tiles / tiles_between_pauses(tokens));
 }
-
-// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step; numbers[k] gets n of each kind
-// that the rule sums up, and may be null where it has none.
-using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step,
-                         float* const* numbers);
 
 struct RuleHalf {
   // Null for a rule that is not of the list.

@@ -76,7 +76,7 @@ const std::uint16_t* BlockNoise::of(std::uint32_t use) {
 RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target,
                            std::span<RoundingCount> rounding)
     : n_stores_(static_cast<int>(1 + S.size())),
-      run_(rule_half(target).rule(rule.rule())),
+      run_(rule_loop(rule.rule(), target)),
       add_squares_(format_half(target).add_squares),
       rule_(rule),
       scale_(scale),

@@ -65,6 +65,8 @@ std::span<const Target> targets() {
   return supported;
 }
 
+RuleRun listed_rule_loop(const RuleInfo& rule, Target target) { return rule_half(target).rule(rule); }
+
 const ChainHalf& chain_half(Target target) { return *find(target).chain; }
 const RuleHalf& rule_half(Target target) { return *find(target).rules; }
 const FormatHalf& format_half(Target target) { return *find(target).formats; }

@@ -10,6 +10,7 @@ namespace {
 }  // namespace
 
 std::span<const Target> targets() { return {}; }
+RuleRun listed_rule_loop(const RuleInfo&, Target) { absent(); }
 std::size_t workspace_bytes(const Expression&, int, Target) { absent(); }
 Sums update(const Stored&, std::span<const Stored>, const Expression&, const RuleStep&, const Context&,
             std::span<RoundingCount>) {

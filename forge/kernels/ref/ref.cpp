@@ -11,6 +11,7 @@
 #include "forge/formats/philox.h"
 #include "forge/kernels/float_environment.h"
 #include "forge/kernels/norm_lanes.h"
+#include "forge/kernels/rule_table.h"
 
 namespace forge::ref {
 namespace {
@@ -88,37 +89,35 @@ void count_encoded(const float* before, const float* result, const Stored& m, Si
 }
 
 // Adds to `total`, for each sum of the rule, what the row gives.
-template <class Rule>
-void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, const float* g,
-                const typename Rule::Step& step, double* total, std::span<RoundingCount> rounding) {
-  constexpr RuleInfo kInfo = rule_info<Rule>();
-  constexpr int kMoments = static_cast<int>(Rule::kMoments.size());
+void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, const float* g, const RuleStep& rule,
+                RuleRun run, double* total, std::span<RoundingCount> rounding) {
+  const RuleInfo& info = rule.rule();
   double lanes[kMaxSums][kNormLanes] = {};
   for (std::int64_t col = 0; col < W.values.cols; col += kColumns) {
     std::int64_t n = std::min(kColumns, W.values.cols - col);
-    float w[kColumns], s[kMaxMoments][kColumns], w_before[kColumns], s_before[kMaxMoments][kColumns];
-    decode(W, Sign::any, row, col, n, w);
-    for (int k = 0; k < kMoments; ++k) decode(S[k], Rule::kMoments[k].sign, row, col, n, s[k]);
-    std::copy_n(w, n, w_before);
-    for (int k = 0; k < kMoments; ++k) std::copy_n(s[k], n, s_before[k]);
-    for (std::int64_t c = 0; c < n; ++c) {
-      Scalar x(w[c]), moments[kMaxMoments];
-      for (int k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);
-      Scalar numbers[kMaxSums];
-      update_element<Rule>(x, Scalar(g[col + c]), moments, step, numbers);
-      w[c] = x.x;
-      for (int k = 0; k < kMoments; ++k) s[k][c] = moments[k].x;
-      for (int k = 0; k < kInfo.sums; ++k) lanes[k][c % kNormLanes] += static_cast<double>(numbers[k].x) * numbers[k].x;
+    // Of the weight and of its moments.
+    float now[1 + kMaxMoments][kColumns], before[1 + kMaxMoments][kColumns], numbers_of[kMaxSums][kColumns];
+    float *x[1 + kMaxMoments], *numbers[kMaxSums];
+    for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
+    auto matrix = [&](int i) -> const Stored& { return i == 0 ? W : S[static_cast<std::size_t>(i - 1)]; };
+    auto sign = [&](int i) { return i == 0 ? Sign::any : info.moments[static_cast<std::size_t>(i - 1)].sign; };
+    auto matrices = static_cast<int>(1 + S.size());
+    for (int i = 0; i < matrices; ++i) {
+      decode(matrix(i), sign(i), row, col, n, x[i] = now[i]);
+      std::copy_n(x[i], n, before[i]);
     }
-    if (kInfo.writes_weight) encode_updated(w, W, Sign::any, row, col, n, W, 0);
-    for (int k = 0; k < kMoments && kInfo.writes_moments; ++k)
-      encode_updated(s[k], S[k], Rule::kMoments[k].sign, row, col, n, W, 1 + k);
-    if (rounding.empty()) continue;
-    if (kInfo.writes_weight) count_encoded(w_before, w, W, Sign::any, row, col, n, rounding[0]);
-    for (int k = 0; k < kMoments && kInfo.writes_moments; ++k)
-      count_encoded(s_before[k], s[k], S[k], Rule::kMoments[k].sign, row, col, n, rounding[1 + k]);
+    run(x[0], x + 1, g + col, n, 1.0f, rule.constants(), numbers);
+    for (int i = 0; i < matrices; ++i) {
+      if (!info.writes(i)) continue;
+      encode_updated(x[i], matrix(i), sign(i), row, col, n, W, i);
+      if (!rounding.empty())
+        count_encoded(before[i], x[i], matrix(i), sign(i), row, col, n, rounding[static_cast<std::size_t>(i)]);
+    }
+    for (int k = 0; k < info.sums; ++k)
+      for (std::int64_t c = 0; c < n; ++c)
+        lanes[k][c % kNormLanes] += static_cast<double>(numbers[k][c]) * numbers[k][c];
   }
-  for (int k = 0; k < kInfo.sums; ++k) total[k] += reduce_norm_lanes(lanes[k]);
+  for (int k = 0; k < rule.rule().sums; ++k) total[k] += reduce_norm_lanes(lanes[k]);
 }
 
 }  // namespace
@@ -127,12 +126,10 @@ std::size_t workspace_bytes(const Expression& G) { return (static_cast<std::size
 
 Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Context& context, std::span<RoundingCount> rounding) {
+  RuleRun run = rule_loop(rule.rule(), Target::ref);
   Sums sums = {.of_squares = {}, .out = G.out, .in = G.in};
-  RuleList::for_each([&]<class Rule>() {
-    if (const auto* step = rule.get<Rule>())
-      for_each_row(G, context, [&](std::int64_t row, const float* g) {
-        update_row<Rule>(W, S, row, g, *step, sums.of_squares.data(), rounding);
-      });
+  for_each_row(G, context, [&](std::int64_t row, const float* g) {
+    update_row(W, S, row, g, rule, run, sums.of_squares.data(), rounding);
   });
   return sums;
 }

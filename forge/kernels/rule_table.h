@@ -1,0 +1,30 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "forge/kernels/target.h"
+
+namespace forge {
+
+struct RuleInfo;
+
+// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step; numbers[k] gets n of each kind
+// that the rule sums up, and may be null where it has none.
+using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step,
+                         float* const* numbers);
+
+constexpr std::size_t kTargets = 4;
+
+// A rule's loops by Target; null for an instruction set that it was not compiled for.
+using RuleLoops = std::array<RuleRun, kTargets>;
+
+// The loop of a rule of RuleList or of a registered one. A rule that was compiled for `ref` alone runs in ref's loop
+// everywhere: the same bits, more slowly. Throws Error where the rule is not known.
+RuleRun rule_loop(const RuleInfo& rule, Target target);
+
+// rule: of an optimizer that the registry has taken, so that its id is nobody else's.
+void add_rule_loops(const RuleInfo& rule, const RuleLoops& loops);
+
+}  // namespace forge
