@@ -8,6 +8,7 @@
 #include "apps/forge/cli.h"
 #include "apps/forge/update_flags.h"
 #include "forge/base/error.h"
+#include "forge/rules/registry.h"
 
 namespace forge::app {
 namespace {
@@ -74,18 +75,20 @@ void add_loop_options(CLI::App& app, TrainOptions& o) {
 constexpr const char* kNoFlags[] = {"lr", "maximize", "is_approx"};
 
 // An option's name → the optimizers that have it, with its initial value there.
-std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> rule_flags() {
-  std::map<std::string, std::vector<std::pair<std::string, RuleOption>>> all;
+std::map<std::string, std::vector<std::pair<std::string, OptionInfo>>> rule_flags() {
+  std::map<std::string, std::vector<std::pair<std::string, OptionInfo>>> all;
   for (const auto& [rule, unused] : rules())
-    for (const RuleOption& option : options_of_optimizer(rule))
-      if (std::ranges::find(kNoFlags, option.name) == std::end(kNoFlags)) all[option.name].emplace_back(rule, option);
+    for (const OptionInfo& option : find_optimizer(rule).options)
+      if (const std::string name = option.field.name; std::ranges::find(kNoFlags, name) == std::end(kNoFlags))
+        all[name].emplace_back(rule, option);
   return all;
 }
 
-using Owners = std::vector<std::pair<std::string, RuleOption>>;
+using Owners = std::vector<std::pair<std::string, OptionInfo>>;
 
 // What is on unless told otherwise is told otherwise by --no-….
-bool is_on(const Owners& owners) { return owners.front().second.flag && owners.front().second.initial == 1; }
+bool is_flag(const OptionInfo& option) { return option.kind == OptionKind::flag; }
+bool is_on(const Owners& owners) { return is_flag(owners.front().second) && owners.front().second.initial == 1; }
 
 std::string flag_of(std::string option, const Owners& owners) {
   std::ranges::replace(option, '_', '-');
@@ -106,9 +109,9 @@ std::string help_of(const std::string& name, const Owners& owners) {
     double initial = option.initial;
     if (rule == "adamw") {
       const RuleValues ours = TrainerOptions().values;
-      if (auto found = ours.find(option.name); found != ours.end()) initial = found->second;
+      if (auto found = ours.find(option.field.name); found != ours.end()) initial = found->second;
     }
-    if (!option.flag) help += " (" + text_of(initial) + ")";
+    if (!is_flag(option)) help += " (" + text_of(initial) + ")";
   }
   return help;
 }
@@ -116,7 +119,7 @@ std::string help_of(const std::string& name, const Owners& owners) {
 void add_rule_flag(CLI::App& app, RuleValues& values, const std::string& name, const Owners& owners) {
   const std::string name_of_flag = flag_of(name, owners);
   const auto set = [&values, name](double x) { values[name] = x; };
-  CLI::Option* flag = owners.front().second.flag
+  CLI::Option* flag = is_flag(owners.front().second)
                           ? app.add_flag_callback(
                                 name_of_flag, [set, off = is_on(owners)] { set(off ? 0 : 1); }, help_of(name, owners))
                           : app.add_option_function<double>(name_of_flag, set, help_of(name, owners));

@@ -14,7 +14,7 @@
 namespace forge::app {
 
 struct TrainerOptions {
-  std::string rule = "adamw";  // a name of optimizer_names()
+  std::string rule = "adamw";  // a name of the registry
   RuleValues values = {{"weight_decay", 0.1}, {"beta2", 0.95}};
   OptimizerOptions optimizer;
   double clip = 0;  // largest norm of the whole gradient; 0: no clipping

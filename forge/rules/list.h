@@ -97,6 +97,8 @@ inline constexpr RuleInfo kRuleInfo = rule_info<Rule>();
 // A rule with the constants of one step.
 class RuleStep {
  public:
+  static constexpr std::size_t kMostBytes = 64;  // of a rule's Step
+
   template <class Rule>
   static RuleStep of(const typename Rule::Step& step) {
     static_assert(std::is_trivially_copyable_v<typename Rule::Step> && sizeof(step) <= sizeof(constants_));
@@ -125,7 +127,7 @@ class RuleStep {
  private:
   RuleStep() = default;
   const RuleInfo* rule_ = nullptr;
-  alignas(8) std::array<std::byte, 64> constants_{};
+  alignas(8) std::array<std::byte, kMostBytes> constants_{};
 };
 
 template <class Rule>
@@ -197,7 +199,7 @@ constexpr bool counts_steps() {
   return true;
 }
 
-// The one list of optimizers and rules: tables of kernels, names, flags, bindings and tests derive from it.
+// The one list of our optimizers and rules: the registry (registry.h), tables of kernels and tests derive from it.
 template <class... O>
 struct OptimizerListOf : O... {
   // Calls f.template operator()<Optimizing<…>>() for each optimizer, in order.

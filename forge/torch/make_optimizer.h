@@ -13,21 +13,10 @@ namespace forge {
 // default.
 using RuleValues = std::map<std::string, double>;
 
-// An optimizer of RuleList by its name, in any case: "AdamW", "adamw". Throws Error with what there is where the name
-// or an option is unknown, and for what the optimizer itself refuses.
+// An optimizer of the registry (rules/registry.h) by its name, in any case: "AdamW", "adamw". Throws Error with what
+// there is where the name or an option is unknown, and for what the optimizer itself refuses.
 std::unique_ptr<GroupedOptimizer> make_optimizer(const std::string& name, std::vector<ParamGroup<RuleValues>> groups,
                                                  OptimizerOptions options);
-
-// The names as they are written on a command line, in the order of RuleList: "sgd", "adam", …
-std::vector<std::string> optimizer_names();
-
-// One option of one optimizer.
-struct RuleOption {
-  std::string name;
-  double initial;
-  bool flag;
-};
-std::vector<RuleOption> options_of_optimizer(const std::string& name);
 
 // The rule that the options choose, at one update, and where the next one stands: what kernels take, without an
 // optimizer.

@@ -223,15 +223,30 @@ RoundingReport Optimizer::rounding() const {
   return {impl_->rounding, impl_->ledger->skipped_steps};
 }
 
-GroupedOptimizer::GroupedOptimizer(OptimizerOptions options)
-    : Optimizer(std::make_unique<LocalImpl>(
-          std::move(options), [this](std::size_t group, const ParameterState& s) { return rule(group, s); },
-          [this](std::size_t group, const Progress& p) { return next(group, p); })) {}
+Progress progress_of(const OptimizerInfo& rule, const ParameterState& state) {
+  Progress progress = state.progress;
+  if (!rule.counts_steps) progress.step = state.moments.empty() ? 1 : 2;
+  return progress;
+}
 
-void GroupedOptimizer::hold(const at::Tensor& parameter, std::size_t group, std::optional<Format> state_format) {
+GroupedOptimizer::GroupedOptimizer(const OptimizerInfo& rule, OptimizerOptions options)
+    : Optimizer(std::make_unique<LocalImpl>(
+          std::move(options),
+          [this](std::size_t group, const ParameterState& s) {
+            return rule_.prepare(values(group), progress_of(rule_, s));
+          },
+          [this](std::size_t group, const Progress& p) { return rule_.next(values(group), p); })),
+      rule_(rule) {}
+
+void GroupedOptimizer::hold_group(const std::vector<at::Tensor>& params, std::size_t group,
+                                  std::optional<Format> state_format) {
+  RuleStep first = rule_.prepare(values(group), {});  // refuses options out of range now, not at the first step
   auto& impl = static_cast<LocalImpl&>(*impl_);
-  impl.hold(parameter, std::to_string(impl.state.size()), state_format);
-  impl.group_of.push_back(group);
+  for (const at::Tensor& parameter : params) {
+    check_shape(parameter, first.rule());
+    impl.hold(parameter, std::to_string(impl.state.size()), state_format);
+    impl.group_of.push_back(group);
+  }
 }
 
 }  // namespace forge

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "forge/rules/list.h"
+#include "forge/rules/registry.h"
 #include "forge/torch/gradient.h"
 #include "forge/torch/options.h"
 #include "forge/torch/rounding_report.h"
@@ -24,6 +24,9 @@ struct ParameterState {
   std::vector<StoredTensor> moments;  // in the order of the rule's
   Progress progress;                  // of the next update
 };
+
+// Where a parameter's next update is; where steps are not counted, its moments tell the first.
+Progress progress_of(const OptimizerInfo& rule, const ParameterState& state);
 
 // What an optimizer holds at this moment, in bytes.
 struct MemoryReport {
@@ -79,11 +82,14 @@ class GroupedOptimizer : public Optimizer {
   virtual void set_lr(double lr) = 0;
 
  protected:
-  explicit GroupedOptimizer(OptimizerOptions options);
-  void hold(const at::Tensor& parameter, std::size_t group, std::optional<Format> state_format);
-  // The constants of the parameter's next update, and where the one after it stands.
-  virtual RuleStep rule(std::size_t group, const ParameterState& state) const = 0;
-  virtual Progress next(std::size_t group, const Progress& progress) const = 0;
+  GroupedOptimizer(const OptimizerInfo& rule, OptimizerOptions options);
+  // Refuses options of the group that are out of range now, not at the first step.
+  void hold_group(const std::vector<at::Tensor>& params, std::size_t group, std::optional<Format> state_format);
+  // A group's options as OptimizerInfo has them, at this moment.
+  virtual std::vector<double> values(std::size_t group) const = 0;
+
+ private:
+  const OptimizerInfo& rule_;
 };
 
 // Parameters that share options.
@@ -95,10 +101,10 @@ struct ParamGroup {
   std::optional<Format> state_format = std::nullopt;
 };
 
-// An optimizer of one rule. A change of groups()[i].options acts at the next update.
-// Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16 on the CPU,
-// has gaps between its elements, or is held by another optimizer that is still alive; where an option is out of range,
-// or a format is asked for that no parameter can have.
+// An optimizer of the registry (rules/registry.h) by its options. A change of groups()[i].options acts at the next
+// update. Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16 on
+// the CPU, has gaps between its elements, or is held by another optimizer that is still alive; where an option is out
+// of range, or a format is asked for that no parameter can have.
 template <class RuleOptions>
 class OptimizerOf final : public GroupedOptimizer {
  public:
@@ -106,14 +112,8 @@ class OptimizerOf final : public GroupedOptimizer {
   explicit OptimizerOf(std::vector<at::Tensor> params, RuleOptions rule = {}, OptimizerOptions options = {})
       : OptimizerOf({Group{.params = std::move(params), .options = rule}}, std::move(options)) {}
   explicit OptimizerOf(std::vector<Group> groups, OptimizerOptions options = {})
-      : GroupedOptimizer(std::move(options)), groups_(std::move(groups)) {
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-      RuleStep first = rule(i, {});  // refuses options out of range now, not at the first step
-      for (const at::Tensor& parameter : groups_[i].params) {
-        check_shape(parameter, first.rule());
-        hold(parameter, i, groups_[i].state_format);
-      }
-    }
+      : GroupedOptimizer(find_optimizer(RuleOptions::kName), std::move(options)), groups_(std::move(groups)) {
+    for (std::size_t i = 0; i < groups_.size(); ++i) hold_group(groups_[i].params, i, groups_[i].state_format);
     check_held();
   }
 
@@ -123,14 +123,7 @@ class OptimizerOf final : public GroupedOptimizer {
   }
 
  private:
-  RuleStep rule(std::size_t group, const ParameterState& state) const override {
-    Progress progress = state.progress;
-    if constexpr (!counts_steps<RuleOptions>()) progress.step = state.moments.empty() ? 1 : 2;
-    return OptimizingOf<RuleOptions>::prepare(groups_[group].options, progress);
-  }
-  Progress next(std::size_t group, const Progress& progress) const override {
-    return OptimizingOf<RuleOptions>::next(groups_[group].options, progress);
-  }
+  std::vector<double> values(std::size_t group) const override { return values_of(groups_[group].options); }
 
   std::vector<Group> groups_;
 };

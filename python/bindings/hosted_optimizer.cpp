@@ -36,7 +36,7 @@ struct HostedImpl final : Optimizer::Impl {
     const RuleInfo* info = nullptr;                        // of the rule that the group chooses, as of load()
   };
 
-  HostedImpl(py::handle h, const TorchRule& r, OptimizerOptions o)
+  HostedImpl(py::handle h, const OptimizerInfo& r, OptimizerOptions o)
       : Impl(std::move(o), /*handles=*/true), host(h), rule(&r) {}
   ~HostedImpl() override {
     py::gil_scoped_acquire lock;
@@ -84,22 +84,16 @@ struct HostedImpl final : Optimizer::Impl {
     return py::reinterpret_borrow<py::object>(found ? found : py::handle(Py_None));
   }
 
-  // Without a count of steps the first update is told by its moments.
-  Progress progress_of(std::size_t i) const {
-    Progress progress = state[i].progress;
-    if (!rule->counts_steps) progress.step = state[i].moments.empty() ? 1 : 2;
-    return progress;
-  }
   RuleStep next_rule(std::size_t i) const override {
     py::gil_scoped_acquire lock;
     const py::dict& group = entries[i].group;
     check(!group.contains("train_mode") || py::bool_(group["train_mode"]),
           "the weights are those of evaluation; call optimizer.train() before training");
-    return rule->prepare(entries[i].group, progress_of(i));
+    return rule->prepare(values_of(*rule, group), progress_of(*rule, state[i]));
   }
   Progress next_progress(std::size_t i) const override {
     py::gil_scoped_acquire lock;
-    return rule->next(entries[i].group, state[i].progress);
+    return rule->next(values_of(*rule, entries[i].group), state[i].progress);
   }
 
   // The steps that SGD does not count matter where noise depends on them.
@@ -117,7 +111,7 @@ struct HostedImpl final : Optimizer::Impl {
     s.low = at::Tensor();
     s.progress = {};
     entries[i].made.clear();
-    const RuleInfo& info = *(entries[i].info = &rule->prepare(entries[i].group, {}).rule());
+    const RuleInfo& info = *(entries[i].info = &rule->prepare(values_of(*rule, entries[i].group), {}).rule());
     py::object of_host = host_state(i);
     if (of_host.is_none()) return;
     auto there = [&](const Moment& moment) { return !of_host.attr("get")(moment.key).is_none(); };
@@ -253,7 +247,7 @@ struct HostedImpl final : Optimizer::Impl {
   static constexpr const char* kLowKey = "weight_low";
 
   py::handle host;
-  const TorchRule* rule;
+  const OptimizerInfo* rule;
   std::vector<Entry> entries;
 };
 
@@ -265,17 +259,18 @@ void HostedOptimizer::add(const py::object& parameter, const py::dict& group, co
 }
 
 void HostedOptimizer::check_group(const py::dict& group) const {
-  static_cast<HostedImpl&>(*impl_).rule->prepare(group, {});
+  const OptimizerInfo& rule = *static_cast<HostedImpl&>(*impl_).rule;
+  rule.prepare(values_of(rule, group), {});
 }
 
 void HostedOptimizer::check_formats() const { check_held(); }
 
 void HostedOptimizer::step_by(const std::string& rule) {
   auto& impl = static_cast<HostedImpl&>(*impl_);
-  const TorchRule* usual = std::exchange(impl.rule, &torch_rule(rule));
+  const OptimizerInfo* usual = std::exchange(impl.rule, &torch_rule(rule));
   struct Restore {
     HostedImpl& impl;
-    const TorchRule* rule;
+    const OptimizerInfo* rule;
     ~Restore() { impl.rule = rule; }
   } restore{impl, usual};
   step();

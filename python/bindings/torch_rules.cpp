@@ -1,7 +1,7 @@
 #include "python/bindings/torch_rules.h"
 
-#include <type_traits>
-#include <vector>
+#include <cstdint>
+#include <span>
 
 #include "forge/base/error.h"
 
@@ -21,12 +21,12 @@ double as_number(const py::object& value, const char* key) {
 }
 
 // A flag or a count that a group lacks, and anything that is None, is at its default.
-template <class T>
-void read(const py::dict& group, const Field& field, T& to) {
+double read(const py::dict& group, const OptionInfo& option) {
+  const Field& field = option.field;
   const char* key = field.tuple ? field.tuple : field.name;
   if (!group.contains(key)) {
-    check(!std::is_same_v<T, double>, "param_groups: a group lacks \"", key, "\"");
-    return;
+    check(option.kind != OptionKind::number, "param_groups: a group lacks \"", key, "\"");
+    return option.initial;
   }
   py::object value = group[key];
   if (field.tuple) {
@@ -35,67 +35,57 @@ void read(const py::dict& group, const Field& field, T& to) {
           " values, expected more");
     value = all[static_cast<std::size_t>(field.place)];
   }
-  if (value.is_none()) return;
-  if constexpr (std::is_same_v<T, bool>)
-    to = py::bool_(value);
-  else
-    to = static_cast<T>(as_number(value, key));
+  if (value.is_none()) return option.initial;
+  if (option.kind == OptionKind::flag) return static_cast<bool>(py::bool_(value));
+  return as_number(value, key);
 }
 
-template <class Options>
-Options options_of(const py::dict& group) {
-  for (const char* key : {"capturable", "differentiable"})
-    check(!group.contains(key) || !py::bool_(group[key]), Options::kName, ": ", key,
-          "=True is not supported; leave it at its default");
-  Options options;
-  Options::fields(options, [&](const Field& field, auto& value) { read(group, field, value); });
-  return options;
+// SophiaG's other rule, which no option chooses.
+OptimizerInfo sophia_hessian() {
+  OptimizerInfo info = find_optimizer(SophiaGOptions::kName);
+  info.name = "SophiaHessian";
+  info.prepare = [](std::span<const double> values, const Progress& p) {
+    using Rule = forge::rules::SophiaHessian;
+    return RuleStep::of<Rule>(Rule::prepare(options_from<SophiaGOptions>(values), p));
+  };
+  info.next = [](std::span<const double>, const Progress& p) { return p; };
+  return info;
 }
 
-template <class O>
-TorchRule rule_of() {
-  using Options = typename O::Options;
-  return {Options::kName, counts_steps<Options>(),
-          [](const py::dict& group, const Progress& p) { return O::prepare(options_of<Options>(group), p); },
-          [](const py::dict& group, const Progress& p) { return O::next(options_of<Options>(group), p); }};
-}
-
-std::vector<TorchRule> all_rules() {
-  std::vector<TorchRule> rules;
-  RuleList::for_each_optimizer([&]<class O>() { rules.push_back(rule_of<O>()); });
-  rules.push_back({"SophiaHessian", true,
-                   [](const py::dict& group, const Progress& p) {
-                     using Rule = forge::rules::SophiaHessian;
-                     return RuleStep::of<Rule>(Rule::prepare(options_of<SophiaGOptions>(group), p));
-                   },
-                   [](const py::dict&, const Progress& p) { return p; }});
-  return rules;
+py::object as_python(const OptionInfo& option) {
+  if (option.kind == OptionKind::flag) return py::bool_(option.initial != 0);
+  if (option.kind == OptionKind::count) return py::int_(static_cast<std::int64_t>(option.initial));
+  return py::float_(option.initial);
 }
 
 }  // namespace
 
-const TorchRule& torch_rule(const std::string& name) {
-  static const std::vector<TorchRule> kRules = all_rules();
-  for (const TorchRule& rule : kRules)
-    if (name == rule.name) return rule;
-  fail("there is no rule ", name);
+const OptimizerInfo& torch_rule(const std::string& name) {
+  static const OptimizerInfo kSophiaHessian = sophia_hessian();
+  return name == kSophiaHessian.name ? kSophiaHessian : find_optimizer(name);
+}
+
+std::vector<double> values_of(const OptimizerInfo& rule, const py::dict& group) {
+  for (const char* key : {"capturable", "differentiable"})
+    check(!group.contains(key) || !py::bool_(group[key]), rule.name, ": ", key,
+          "=True is not supported; leave it at its default");
+  std::vector<double> values;
+  for (const OptionInfo& option : rule.options) values.push_back(read(group, option));
+  return values;
 }
 
 py::list rule_names() {
   py::list names;
-  RuleList::for_each_optimizer([&]<class O>() { names.append(O::Options::kName); });
+  for (const OptimizerInfo* optimizer : optimizers()) names.append(optimizer->name);
   return names;
 }
 
 py::list rule_options(const std::string& name) {
   py::list all;
-  RuleList::for_each_optimizer([&]<class O>() {
-    if (name != O::Options::kName) return;
-    typename O::Options defaults;
-    O::Options::fields(defaults, [&](const Field& f, auto& value) {
-      all.append(py::make_tuple(f.name, f.tuple ? py::object(py::str(f.tuple)) : py::none(), f.place, value));
-    });
-  });
+  for (const OptionInfo& option : find_optimizer(name).options) {
+    const Field& f = option.field;
+    all.append(py::make_tuple(f.name, f.tuple ? py::object(py::str(f.tuple)) : py::none(), f.place, as_python(option)));
+  }
   return all;
 }
 
