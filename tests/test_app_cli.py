@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = Path(os.environ.get("FORGE_BINARY", ROOT / "build/release/forge")).resolve()
+OWN_RULE = BINARY.parent / "libcwd_adamw.so"  # of examples/rules
 TEXT = "".join(f"def step_{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(300))
 # One thread: at this size a second one only waits, the longer the busier the machine.
 TINY = ["--preset", "tiny", "--batch", "2", "--seq", "32", "--threads", "1"]
@@ -73,6 +74,8 @@ WRONG = [
     ("--data text.py --log absent/run.jsonl", "--log"),
     ("--data text.py --config absent.toml", "absent.toml"),
     ("--data text.py --config wrong.toml", "did you mean --steps?"),
+    ("--data text.py --rule-library absent.so", "absent.so"),
+    ("--data text.py --config library.toml", "not in --config"),
 ]
 
 
@@ -87,6 +90,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "garbage.model").write_text("no model")
     (tmp_path / "wrong.toml").write_text("stepz = 3\n")
+    (tmp_path / "library.toml").write_text('rule-library = "rule.so"\n')
     (tmp_path / "garbled/config.json").write_text("{")
     (tmp_path / "other/config.json").write_text('{"model_type": "gpt2"}')
     return tmp_path
@@ -231,6 +235,26 @@ def test_rounding_is_counted_and_changes_no_bit(text, tmp_path):
     steps = train(tmp_path / "uncounted", *common, "bf16")
     assert "weights_rounding" not in steps[0]
     assert weights(tmp_path / "uncounted") == weights(tmp_path / "bf16")
+
+
+def test_a_rule_of_ones_own_trains(text, tmp_path):
+    refused = run_forge("train", "--out", tmp_path / "out", "--data", text, *SMALL, "--optimizer", "cwdadamw")
+    assert_refused(refused, "cwdadamw is none of", tmp_path / "out")
+    library = ["--rule-library", OWN_RULE]
+    help_text = " ".join(run_forge("train", *library, "--help").stdout.split())
+    assert "cwdadamw" in help_text and "cwdadamw (0.1)" in help_text
+    flags = ["--data", text, *SMALL, "--optimizer", "cwdadamw", "--lr", "3e-3", "--weight-decay", "0.3", *library]
+    steps = train(tmp_path / "out", *flags, "--steps", "2", "--exact")
+    train(tmp_path / "two_phase", *flags, "--steps", "2", "--exact", "--no-fuse")
+    assert len(steps) == 2
+    assert weights(tmp_path / "out") == weights(tmp_path / "two_phase")
+
+
+def test_a_rule_of_ones_own_is_verified():
+    result = run_forge("verify", f"--rule-library={OWN_RULE}", "--rule", "cwdadamw", "--shape", "40x70", "--tokens",
+                       "5", "--state", "int8")
+    assert result.returncode == 0, result.stderr
+    assert "Three updates by cwdadamw" in result.stdout and "NO " not in result.stdout
 
 
 def test_a_sample_begins_with_its_prompt(text, tmp_path):

@@ -23,6 +23,7 @@ void bench_command(int argc, const char* const* argv) {
   CLI::App app("Times the fused update of one weight in every pair of formats, beside two phases and the limit.",
                "forge bench update");
   prepare(app);
+  add_rule_libraries(app, argc - 1, argv + 1);
   add_shape(app, o.out, o.in);
   app.add_option("--tokens", o.tokens, "Tokens in a step; each number is measured by itself")
       ->delimiter(',')

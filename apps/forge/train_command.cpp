@@ -14,6 +14,7 @@
 #include "apps/forge/rounding.h"
 #include "apps/forge/run_log.h"
 #include "apps/forge/train_options.h"
+#include "apps/forge/update_flags.h"
 #include "forge/base/error.h"
 
 namespace forge::app {
@@ -125,6 +126,7 @@ void train_command(int argc, const char* const* argv) {
   TrainOptions options;
   CLI::App app("Trains a Llama on text, without storing a weight gradient.", "forge train");
   prepare(app);
+  add_rule_libraries(app, argc, argv);
   add_train_options(app, options);
   if (!parse(app, argc, argv)) return;
   settle(app, options);

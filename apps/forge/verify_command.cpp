@@ -15,6 +15,7 @@ void verify_command(int argc, const char* const* argv) {
   VerifyOptions o;
   CLI::App app("Checks on this machine what docs/numerics.md promises, for a weight of your shape.", "forge verify");
   prepare(app);
+  add_rule_libraries(app, argc, argv);
   add_shape(app, o.out, o.in);
   app.add_option("--tokens", o.tokens, "Tokens in a step")->check(positive());
   add_rule(app, o.rule);
