@@ -40,5 +40,14 @@ endforeach()
 set(library "${CMAKE_SHARED_LIBRARY_PREFIX}forge_torch${CMAKE_SHARED_LIBRARY_SUFFIX}")
 file(CREATE_LINK "${CMAKE_BINARY_DIR}/${library}" "${package}/${library}" SYMBOLIC)
 
+# What a rule of one's own includes (forge_optim.load_rule), its library's folder beside it.
+set(rule_headers base rules formats gradient kernels)
+foreach(folder IN LISTS rule_headers)
+  file(MAKE_DIRECTORY "${package}/include/forge")
+  file(CREATE_LINK "${PROJECT_SOURCE_DIR}/forge/${folder}" "${package}/include/forge/${folder}" SYMBOLIC)
+  install(DIRECTORY "forge/${folder}" DESTINATION forge_optim/include/forge COMPONENT package
+          FILES_MATCHING PATTERN "*.h" PATTERN testing EXCLUDE)
+endforeach()
+
 # The wheel's compiled half; its .py files are taken from the source tree (pyproject.toml).
 install(TARGETS forge_torch forge_python LIBRARY DESTINATION forge_optim COMPONENT package)

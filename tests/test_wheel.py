@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+# What a rule of one's own includes.
+RULE_LAYERS = ["base", "rules", "formats", "gradient", "kernels"]
 
 
 def pip(*arguments, **settings):
@@ -33,6 +35,8 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     python_files = [path.relative_to(ROOT / "python") for path in (ROOT / "python/forge_optim").rglob("*.py")]
     expected = {path.as_posix() for path in python_files}
     expected |= {f"forge_optim/{name}" for name in ("py.typed", f"_C{SUFFIX}", "libforge_torch.so")}
+    headers = [path.relative_to(ROOT) for layer in RULE_LAYERS for path in (ROOT / "forge" / layer).rglob("*.h")]
+    expected |= {f"forge_optim/include/{path.as_posix()}" for path in headers if "testing" not in path.parts}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected
 
@@ -53,20 +57,31 @@ def test_it_asks_for_the_torch_it_was_built_with(wheel):
     assert f"Requires-Dist: torch=={major}.{minor}.*\n" in metadata
 
 
-def test_installed_it_imports_from_anywhere(wheel, tmp_path):
-    site = tmp_path / "site"
-    installed = pip("install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    installed = pip("install", "--no-deps", "--no-index", "--target", str(folder), str(wheel))
     assert installed.returncode == 0, installed.stdout + installed.stderr
-    script = "import forge_optim; print(forge_optim.__file__, forge_optim._C.__file__, sep='\\n')"
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-    )
+    return folder
+
+
+def printed(site, folder, script):
+    environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(folder)}
+    ran = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == [str(site / "forge_optim/__init__.py"), str(site / f"forge_optim/_C{SUFFIX}")]
+    return ran.stdout.split()
+
+
+def test_installed_it_imports_from_anywhere(site, tmp_path):
+    script = "import forge_optim; print(forge_optim.__file__, forge_optim._C.__file__)"
+    package = site / "forge_optim"
+    assert printed(site, tmp_path, script) == [str(package / "__init__.py"), str(package / f"_C{SUFFIX}")]
+
+
+def test_installed_it_compiles_a_rule_of_ones_own(site, tmp_path):
+    file = ROOT / "examples/rules/cwd_adamw.cpp"
+    script = f"import forge_optim; print(forge_optim.load_rule({str(file)!r}).__name__)"
+    assert printed(site, tmp_path, script) == ["CwdAdamW"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "forge/base/error.h"
+#include "forge/kernels/rule_library.h"
 #include "forge/kernels/target.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/functional.h"
@@ -267,12 +268,18 @@ void define_functions(py::module_& m) {
   m.def("rule_names", &rule_names);
   m.def("rule_options", &rule_options);
   m.def("state_keys", &state_keys, py::arg("rule"), py::arg("group"));
+  m.def("load_rule_library", &load_rule_library);
   m.def("add_moment_", &add_moment_);
   m.def("dequantize", &dequantize, py::arg("values"), py::arg("scale"), py::arg("not_negative"));
   m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
   m.def("record_outer", &record_outer);
   m.def("record_rows", &record_rows);
-  // The instruction set that kernels run on here.
+  // What kernels can run on here, `ref` first, and what they do.
+  m.def("targets", [] {
+    std::vector<std::string> names;
+    for (Target target : available_targets()) names.emplace_back(name_of(target));
+    return names;
+  });
   m.def("kernels", [] { return std::string(name_of(best_target())); });
 }
 

@@ -32,6 +32,7 @@ from .optimizers import (
     RMSprop,
     Rprop,
 )
+from .own_rules import load_rule
 from .published import (
     ADOPT,
     LAMB,
@@ -86,6 +87,7 @@ __all__ = [
     "clip_grad_norm_",
     "convert",
     "fuse",
+    "load_rule",
     "report",
     "unfuse",
 ]

@@ -22,7 +22,7 @@ Betas = tuple[float, float]
 Betas3 = tuple[float, float, float]
 
 
-class _Published(FusedOptimizer, Optimizer):
+class Published(FusedOptimizer, Optimizer):
     """Reads the checkpoints of the authors' class too, whose groups lack what is an option here alone."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def _options(of_init: dict[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in of_init.items() if key not in ("self", "__class__", "params", "options")}
 
 
-class Lion(_Published):
+class Lion(Published):
     """Evolved sign momentum (arXiv 2302.06675), as google/automl's."""
 
     _rule = "Lion"
@@ -51,7 +51,7 @@ class Lion(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class Signum(_Published):
+class Signum(Published):
     """The sign of the momentum (arXiv 1802.04434), as MXNet's with decoupled decay."""
 
     _rule = "Signum"
@@ -62,7 +62,7 @@ class Signum(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class Adan(_Published):
+class Adan(Published):
     """Adaptive Nesterov momentum (arXiv 2208.06677), as sail-sg/Adan's."""
 
     _rule = "Adan"
@@ -83,7 +83,7 @@ class Adan(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class AdEMAMix(_Published):
+class AdEMAMix(Published):
     """AdamW with a second, slow average (arXiv 2409.03137), as apple/ml-ademamix's."""
 
     _rule = "AdEMAMix"
@@ -107,7 +107,7 @@ def _fourth_root(step: int) -> float:
     return step**0.25
 
 
-class ADOPT(_Published):
+class ADOPT(Published):
     """Adam that converges with any beta2 (arXiv 2411.02853), as iShohei220/adopt's.
 
     clip_lambda: from the number of updates before this one (the most of a group's parameters) to the bound of a
@@ -156,7 +156,7 @@ class ADOPT(_Published):
         self._set_clip()
 
 
-class _ScheduleFree(_Published):
+class _ScheduleFree(Published):
     """Of Schedule-Free optimizers: training and evaluation use different weights, so say which comes."""
 
     _beta: Callable[[dict[str, Any]], float]
@@ -250,7 +250,7 @@ class ScheduleFreeSGD(_ScheduleFree):
         super().__init__(params, _options(locals()), **options)
 
 
-class SophiaG(_Published):
+class SophiaG(Published):
     """Momentum over a diagonal of the Hessian, clipped (arXiv 2305.14342), as Liuhong99/Sophia's.
 
     Every ten steps or so: a backward of the loss on labels sampled from the model, then ``update_hessian()``.
@@ -286,7 +286,7 @@ class SophiaG(_Published):
         return super().step(closure)
 
 
-class MARS(_Published):
+class MARS(Published):
     """AdamW of a gradient with less variance (arXiv 2411.10438), as AGI-Arena/MARS's without its clip by the norm of
     the corrected gradient. Vectors follow it too. ``is_approx=False`` reads ``last_grad`` as the caller leaves it."""
 
@@ -311,7 +311,7 @@ class MARS(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class Grams(_Published):
+class Grams(Published):
     """The sign of the gradient with the size of Adam's step (arXiv 2412.17107), as Gunale0926/Grams's."""
 
     _rule = "Grams"
@@ -329,7 +329,7 @@ class Grams(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class CautiousAdamW(_Published):
+class CautiousAdamW(Published):
     """AdamW that moves only where the gradient agrees (arXiv 2411.16085), as kyleliang919/C-Optim's.
 
     ``rescale``: as the authors do, by the share of a weight's elements that move; then the gradient's products are
@@ -352,7 +352,7 @@ class CautiousAdamW(_Published):
         super().__init__(params, _options(locals()), **options)
 
 
-class StableAdamW(_Published):
+class StableAdamW(Published):
     """AdamW that slows down where gradients surprise it (arXiv 2304.13013), as warner-benjamin/optimi's.
 
     Two passes over a weight, of which the second needs no gradient. ``max_lr``: None is ``lr``. For optimi's Kahan sums
@@ -380,7 +380,7 @@ class StableAdamW(_Published):
         super().__init__(params, defaults | {"max_lr": max_lr or (lr if decouple_lr else None)}, **options)
 
 
-class LAMB(_Published):
+class LAMB(Published):
     """Adam whose step is as long as the weight (arXiv 1904.00962), as timm's Lamb.
 
     Two passes over a weight, of which the second needs no gradient. ``max_grad_norm``: ``step()`` clips all gradients
