@@ -11,6 +11,7 @@
 #include "forge/base/error.h"
 #include "forge/kernels/rule_library.h"
 #include "forge/rules/registry.h"
+#include "forge/torch/make_optimizer.h"
 
 namespace forge::app {
 namespace {

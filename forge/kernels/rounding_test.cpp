@@ -218,9 +218,12 @@ TEST(Rounding, IsCountedAsDefinedOnEveryTargetAndExecutor) {
     bool lossless = Format(f) == Format::fp32 || Format(f) == Format::bf16_plus16;
     EXPECT_EQ(count.lost == 0, lossless) << name_of(Format(f));
     EXPECT_GT(count.not_finite, 0) << name_of(Format(f));
-    if (Format(f) == Format::bf16 || Format(f) == Format::bf16_stochastic)
+    if (Format(f) == Format::bf16 || Format(f) == Format::bf16_stochastic) {
       EXPECT_GT(count.saturated, 0) << name_of(Format(f));
-    if (lossless) EXPECT_EQ(count.saturated, 0) << name_of(Format(f));
+    }
+    if (lossless) {
+      EXPECT_EQ(count.saturated, 0) << name_of(Format(f));
+    }
   }
 }
 

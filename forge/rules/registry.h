@@ -28,7 +28,7 @@ struct OptionInfo {
 struct OptimizerInfo {
   const char* name;
   std::span<const OptionInfo> options;
-  std::span<const RuleInfo* const> rules;  // that the options choose from
+  std::span<const RuleInfo* const> rules;  // that the options choose from, and of the passes behind them
   bool counts_steps;                       // as counts_steps<Options>() has it
   // The rule and constants of the update that `progress` is at, and where the one after it stands. Throw Error where a
   // value is out of range.
@@ -98,7 +98,7 @@ const OptimizerInfo& optimizer_info() {
 constexpr std::uint32_t kRuleLayout = [] {
   std::size_t layout = 0;
   for (std::size_t size : {sizeof(RuleInfo), sizeof(RuleStep), sizeof(Progress), sizeof(OptionInfo),
-                           sizeof(OptimizerInfo), std::size_t{kMaxMoments}})
+                           sizeof(OptimizerInfo), std::size_t{kMaxMoments}, std::size_t{kMaxSums}})
     layout = layout * 131 + size;
   return static_cast<std::uint32_t>(layout);
 }();

@@ -45,7 +45,7 @@ struct HostedImpl final : Optimizer::Impl {
 
   void add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
     bool distributed = is_dtensor(parameter);
-    const RuleInfo& first = rule->prepare(group, {}).rule();
+    const RuleInfo& first = rule->prepare(values_of(*rule, group), {}).rule();
     Optimizer::check_shape(local(parameter), first);
     std::optional<Format> format;
     if (group.contains("state_format") && !group["state_format"].is_none())

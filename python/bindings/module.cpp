@@ -229,12 +229,12 @@ StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>
 // What a rule with a group's options keeps of a parameter: its moments as (key, whether it is never negative), then its
 // numbers.
 py::tuple state_keys(const std::string& rule, const py::dict& group) {
-  const TorchRule& of_torch = torch_rule(rule);
-  const RuleInfo& info = of_torch.prepare(group, {}).rule();
+  const OptimizerInfo& optimizer = torch_rule(rule);
+  const RuleInfo& info = optimizer.prepare(values_of(optimizer, group), {}).rule();
   py::list moments, scalars;
   for (const Moment& moment : info.moments)
     moments.append(py::make_tuple(moment.key, moment.sign == Sign::not_negative));
-  if (of_torch.counts_steps) scalars.append("step");
+  if (optimizer.counts_steps) scalars.append("step");
   for (const char* scalar : info.scalars) scalars.append(scalar);
   return py::make_tuple(moments, scalars);
 }

@@ -97,7 +97,7 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
     std::int64_t n = std::min(kColumns, W.values.cols - col);
     // Of the weight and of its moments.
     float now[1 + kMaxMoments][kColumns], before[1 + kMaxMoments][kColumns], numbers_of[kMaxSums][kColumns];
-    float *x[1 + kMaxMoments], *numbers[kMaxSums];
+    float *x[1 + kMaxMoments] = {}, *numbers[kMaxSums];
     for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
     auto matrix = [&](int i) -> const Stored& { return i == 0 ? W : S[static_cast<std::size_t>(i - 1)]; };
     auto sign = [&](int i) { return i == 0 ? Sign::any : info.moments[static_cast<std::size_t>(i - 1)].sign; };
