@@ -49,8 +49,9 @@ TEST(Formats, KeepSmallMatricesVectorsAndEmbeddingsInFp32UnlessTheirGroupAsks) {
   for (const at::Tensor& W : {large, small, asked}) backward(W, 6);
   vector.sum().backward();
   forge::embedding(at::arange(5, at::kLong), table).sum().backward();
+  std::int64_t collapses = opt.memory().collapses;
   forge::embedding(at::arange(200, at::kLong).remainder(64), crowded).sum().backward();
-  EXPECT_EQ(opt.memory().collapses, 1) << "more rows than the table has";
+  EXPECT_EQ(opt.memory().collapses, collapses + 1) << "more rows than the table has";
   opt.step();
   std::vector<Format> formats;
   for (const ParameterState& s : opt.state()) formats.push_back(s.moments[1].format);
