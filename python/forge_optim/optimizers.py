@@ -263,6 +263,18 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     )
     _rule = "Muon"
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        given = param_group["params"]
+        params = param_group["params"] = [given] if isinstance(given, Tensor) else list(given)
+        for entry in params:  # before the others' checks, as torch's constructor has it after them
+            p = entry[1] if isinstance(entry, tuple) else entry
+            if p.dim() != 2:
+                raise ValueError(
+                    f"Muon only supports 2D parameters whereas we found a parameter with size: {p.size()}; give it to "
+                    "another optimizer, AdamW for one"
+                )
+        super().add_param_group(param_group)
+
     def _update(self) -> None:
         self._read_adjustment()
         super()._update()

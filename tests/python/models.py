@@ -125,12 +125,21 @@ def make(kind: str) -> nn.Module:
     return KINDS[kind]()
 
 
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon is for."""
+    return [p for p in model.parameters() if p.dim() == 2]
+
+
 def torch_optimizer(cls: str, params, **kwargs) -> torch.optim.Optimizer:
-    params = params.parameters() if isinstance(params, nn.Module) else params
+    if isinstance(params, nn.Module):
+        params = matrices(params) if cls == "Muon" else params.parameters()
     return getattr(torch.optim, cls)(params, **copy.deepcopy(kwargs))
 
 
 def forge_optimizer(cls: str, params, **kwargs) -> forge.FusedOptimizer:
+    if cls == "Muon" and isinstance(params, nn.Module):
+        forge.fuse(params, verbose=False)
+        params = matrices(params)
     return getattr(forge, cls)(params, **copy.deepcopy(kwargs))
 
 

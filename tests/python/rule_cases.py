@@ -5,6 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 forge = pytest.importorskip("forge_optim")
 
+from models import matrices  # noqa: E402
+
 
 def third(step):
     """A clip of ADOPT's."""
@@ -61,6 +63,7 @@ CASES = {
         {},
         dict(lr=0.02, weight_decay=0.3, momentum=0.6, nesterov=False, ns_steps=3),
         dict(adjust_lr_fn="match_rms_adamw", ns_coefficients=(2.0, -1.5, 0.5)),
+        dict(lr=torch.tensor(0.01)),
     ],
     "Lion": [{}, dict(betas=(0.8, 0.6), weight_decay=0.3)],
     "Signum": [{}, dict(momentum=0.4, weight_decay=0.3)],
@@ -125,7 +128,7 @@ def ours_of(cls, params, **options):
     """Ready to train. Of a model Muon takes the matrices; in backward LAMB clips nothing."""
     if cls == "Muon" and isinstance(params, torch.nn.Module):
         forge.fuse(params, verbose=False)
-        params = [p for p in params.parameters() if p.dim() == 2]
+        params = matrices(params)
     if cls == "LAMB" and options.get("schedule") == "in_backward":
         options |= {"max_grad_norm": None}
     optimizer = getattr(forge, cls)(params, **options)

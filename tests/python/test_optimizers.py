@@ -73,9 +73,11 @@ MORE_INPUTS = {
     ],
 }
 
+# torch's Muon iterates in bf16; test_muon.py compares it.
 INPUTS = [
     pytest.param(cls, kwargs, id=f"{cls}: {about}")
     for cls in OWN
+    if cls != "Muon"
     for about, kwargs in chain(
         ((own.desc, own.kwargs) for own in OWN[cls].optim_inputs_func(device="cpu")), MORE_INPUTS.get(cls, [])
     )
@@ -121,6 +123,7 @@ ERROR_INPUTS = [
     pytest.param(cls, error, id=f"{cls}: {error.optimizer_error_input.desc}")
     for cls, info in OWN.items()
     for error in info.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    if "complex" not in error.optimizer_error_input.desc  # at its step; here at construction, as of any optimizer
 ]
 
 
