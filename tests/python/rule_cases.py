@@ -120,6 +120,8 @@ ALL = [pytest.param(cls, options, id=f"{cls} {i}") for cls in CASES for i, optio
 # Of Muon, which is for matrices and takes no foreach, test_muon.py has these.
 TORCHS_OF_ANY_SHAPE = [cls for cls in TORCHS if cls != "Muon"]
 torchs_cases = pytest.mark.parametrize("cls, options", [case for case in ALL if case.values[0] in TORCHS_OF_ANY_SHAPE])
+# torch's Muon iterates in bf16, so its steps are compared in test_muon.py.
+comparable_cases = pytest.mark.parametrize("cls, options", [case for case in ALL if case.values[0] != "Muon"])
 every_case = pytest.mark.parametrize("cls, options", ALL)
 every_optimizer = pytest.mark.parametrize("cls", CASES)
 
