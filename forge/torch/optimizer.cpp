@@ -52,12 +52,16 @@ void check_formats(const OptimizerOptions& o) {
 
 Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handles(h) { check_formats(options); }
 
-void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format) {
+void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format,
+                           const RuleInfo& rule) {
   check_stored("Optimizer", "a parameter", parameter);
   check(parameter.is_leaf() && (parameter.requires_grad() || handles), "Optimizer: the parameter of shape ",
         parameter.sizes(), " is not a leaf that requires a gradient");
   check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),
         " has strides ", parameter.strides(), ", which leave gaps or overlap; make it contiguous");
+  check(!rule.orthogonalized || (parameter.dim() == 2 && parameter.is_contiguous()), "Optimizer: ", rule.name,
+        " makes a matrix orthogonal, and a parameter has shape ", parameter.sizes(), " and strides ",
+        parameter.strides(), "; give it contiguous matrices, and the rest to another optimizer, AdamW for one");
   check_state_format("a group's ", state_format);
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
@@ -89,9 +93,8 @@ StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment) {
   return zeros_in_format(state[i].parameter, state_format_of(i), moment.sign);
 }
 
-void Optimizer::Impl::apply(std::size_t i, const Expression& G) {
+void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule) {
   ParameterState& s = state[i];
-  RuleStep rule = next_rule(i);
   Progress next = next_progress(i);
   std::span<const Moment> moments = rule.rule().moments;
   while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()]));
@@ -118,27 +121,32 @@ void Optimizer::Impl::add_rounding(std::size_t i, Format format, std::span<const
 // in_backward: consumes the gradient.
 void Optimizer::Impl::update(std::size_t i) {
   load(i);
-  apply(i, gradient_of(i).expression());
+  apply(i, gradient_of(i).expression(), next_rule(i));
   records[i]->spend();
 }
 
 void Optimizer::Impl::step(double scale) {
   bool in_backward = options.schedule == Schedule::in_backward;
   // All are looked at before the first is applied: a step happens as a whole or not at all.
-  std::vector<std::pair<std::size_t, WholeGradient>> gradients;
+  struct Update {
+    std::size_t i;
+    WholeGradient gradient;
+    RuleStep rule;
+  };
+  std::vector<Update> updates;
   for (std::size_t i = 0; i < state.size(); ++i) {
     if (in_backward && records[i] && records[i]->is_updated()) continue;
     WholeGradient G = gradient_of(i);
     if (G.empty()) continue;
     load(i);
-    next_rule(i);
+    RuleStep rule = next_rule(i);
     G.expression();
-    gradients.emplace_back(i, std::move(G));
+    updates.push_back({i, std::move(G), rule});
   }
-  for (const auto& [i, gradient] : gradients) {
+  for (const auto& [i, gradient, rule] : updates) {
     Expression G = gradient.expression();
     G.scale = static_cast<float>(G.scale * scale);
-    apply(i, G);
+    apply(i, G, rule);
   }
   for (auto& record : records)
     if (record) record->end_step();
@@ -159,12 +167,6 @@ void Optimizer::check_held() const {
         name_of(impl_->options.weight_format),
         ", which is for bf16 weights, and no parameter is bf16; convert the model "
         "first (model.bfloat16()), or leave weight_format out");
-}
-
-void Optimizer::check_shape(const at::Tensor& parameter, const RuleInfo& rule) {
-  check(!rule.orthogonalized || (parameter.dim() == 2 && parameter.is_contiguous()), "Optimizer: ", rule.name,
-        " makes a matrix orthogonal, and a parameter has shape ", parameter.sizes(), " and strides ",
-        parameter.strides(), "; give it contiguous matrices, and the rest to another optimizer, AdamW for one");
 }
 
 void Optimizer::step() { impl_->step(); }
@@ -243,8 +245,7 @@ void GroupedOptimizer::hold_group(const std::vector<at::Tensor>& params, std::si
   RuleStep first = rule_.prepare(values(group), {});  // refuses options out of range now, not at the first step
   auto& impl = static_cast<LocalImpl&>(*impl_);
   for (const at::Tensor& parameter : params) {
-    check_shape(parameter, first.rule());
-    impl.hold(parameter, std::to_string(impl.state.size()), state_format);
+    impl.hold(parameter, std::to_string(impl.state.size()), state_format, first.rule());
     impl.group_of.push_back(group);
   }
 }

@@ -59,8 +59,6 @@ class Optimizer {
   std::span<const ParameterState> state() const;
   const OptimizerOptions& options() const;
   MemoryReport memory() const;
-  // Throws Error where a rule is for matrices, and the parameter is none.
-  static void check_shape(const at::Tensor& parameter, const RuleInfo& rule);
   // The highest values of held_terms, dense_matrices, dense_vectors and gradients since the last reset.
   MemoryReport peak_memory() const;
   void reset_peak_memory();

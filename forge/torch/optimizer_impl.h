@@ -33,10 +33,12 @@ struct Optimizer::Impl {
   virtual StoredTensor new_moment(std::size_t i, const Moment& moment);
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
-  // name: of the parameter, for its noise.
-  void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format);
+  // name: of the parameter, for its noise. rule: which its options choose.
+  void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format,
+            const RuleInfo& rule);
   void update(std::size_t i);
-  void apply(std::size_t i, const Expression& G);
+  // rule: next_rule(i).
+  void apply(std::size_t i, const Expression& G, const RuleStep& rule);
   // scale: a factor of all gradients, for this step alone.
   void step(double scale = 1);
   // Adds what the counts say, of the weight in `format` and of these moments, to what is reported.

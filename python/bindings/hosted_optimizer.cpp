@@ -46,7 +46,6 @@ struct HostedImpl final : Optimizer::Impl {
   void add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
     bool distributed = is_dtensor(parameter);
     const RuleInfo& first = rule->prepare(values_of(*rule, group), {}).rule();
-    Optimizer::check_shape(local(parameter), first);
     std::optional<Format> format;
     if (group.contains("state_format") && !group["state_format"].is_none())
       format = format_of(group["state_format"].cast<std::string>());
@@ -60,7 +59,7 @@ struct HostedImpl final : Optimizer::Impl {
       state_formats.push_back(format);
       names.push_back(fnv1a(name));
     } else {
-      hold(parameter.cast<at::Tensor>(), name, format);
+      hold(parameter.cast<at::Tensor>(), name, format, first);
     }
     entries.push_back({parameter, group, distributed, {}, nullptr});
     embeddings.push_back(embedding);
