@@ -42,13 +42,12 @@ from .published import (
     CautiousAdamW,
     Grams,
     Lion,
-    ScheduleFreeAdamW,
-    ScheduleFreeSGD,
     Signum,
     SophiaG,
     StableAdamW,
 )
 from .reporting import Report, Rounding, RoundingCount, report
+from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
 __all__ = [
     "SGD",

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from . import _C
 from .clipping import clip_grad_norm_
 from .optimizers import FusedOptimizer, Params
 
@@ -35,7 +34,7 @@ class Published(FusedOptimizer, Optimizer):
                     self.state[p].setdefault("step", torch.tensor(float(group["step"])))
 
 
-def _options(of_init: dict[str, Any]) -> dict[str, Any]:
+def group_options(of_init: dict[str, Any]) -> dict[str, Any]:
     """A constructor's own arguments, which are the options of its groups."""
     return {key: x for key, x in of_init.items() if key not in ("self", "__class__", "params", "options")}
 
@@ -48,7 +47,7 @@ class Lion(Published):
     def __init__(
         self, params: Params, lr: float = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: float = 0.0, **options: Any
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class Signum(Published):
@@ -59,7 +58,7 @@ class Signum(Published):
     def __init__(
         self, params: Params, lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0, **options: Any
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class Adan(Published):
@@ -80,7 +79,7 @@ class Adan(Published):
     ) -> None:
         if max_grad_norm:
             raise RuntimeError("Adan: max_grad_norm is left to forge_optim.clip_grad_norm_; call it before step()")
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class AdEMAMix(Published):
@@ -100,7 +99,7 @@ class AdEMAMix(Published):
         weight_decay: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 def _fourth_root(step: int) -> float:
@@ -156,100 +155,6 @@ class ADOPT(Published):
         self._set_clip()
 
 
-class _ScheduleFree(Published):
-    """Of Schedule-Free optimizers: training and evaluation use different weights, so say which comes."""
-
-    _beta: Callable[[dict[str, Any]], float]
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        param_group.setdefault("train_mode", False)
-        super().add_param_group(param_group)
-
-    def train(self) -> None:
-        """Before training: the weights become those that gradients are taken at."""
-        self._switch(True)
-
-    def eval(self) -> None:
-        """Before evaluation and before saving the model: the weights become the average."""
-        self._switch(False)
-
-    @torch.no_grad()
-    def _switch(self, train: bool) -> None:
-        for group in self.param_groups:
-            if group["train_mode"] == train:
-                continue
-            group["train_mode"] = train
-            beta = type(self)._beta(group)
-            ratio = (1 - beta) / beta
-            for p in group["params"]:
-                state = self.state.get(p, {})
-                if (difference := state.get("z_minus_y")) is not None:
-                    factor = ratio if train else -ratio
-                    low, scale = state.get("weight_low"), state.get("z_minus_y_scale")
-                    if low is None and scale is None:
-                        p.add_(difference, alpha=factor)
-                    else:
-                        _C.add_moment_(p, low, difference, scale, factor)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if any("z" in of for of in state.get("state", {}).values()):
-            raise RuntimeError("the checkpoint is of the authors' class, which keeps z; start from the weights alone")
-        super().__setstate__(state)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError("the weights are those of evaluation; call optimizer.train() before training")
-        return super().step(closure)
-
-
-class ScheduleFreeAdamW(_ScheduleFree):
-    """Schedule-Free AdamW (arXiv 2405.15682), as facebookresearch/schedule_free's AdamWScheduleFree.
-
-    ``train()`` before training, ``eval()`` before evaluation. State holds ``z_minus_y`` in place of ``z``.
-    """
-
-    _rule = "ScheduleFreeAdamW"
-    _beta = staticmethod(lambda group: group["betas"][0])
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float = 0.0025,
-        betas: Betas = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        inner_momentum: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, _options(locals()), **options)
-
-
-class ScheduleFreeSGD(_ScheduleFree):
-    """Schedule-Free SGD (arXiv 2405.15682), as facebookresearch/schedule_free's SGDScheduleFree.
-
-    ``train()`` before training, ``eval()`` before evaluation. State holds ``z_minus_y`` in place of ``z``.
-    """
-
-    _rule = "ScheduleFreeSGD"
-    _beta = staticmethod(lambda group: group["momentum"])
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, _options(locals()), **options)
-
-
 class SophiaG(Published):
     """Momentum over a diagonal of the Hessian, clipped (arXiv 2305.14342), as Liuhong99/Sophia's.
 
@@ -270,7 +175,7 @@ class SophiaG(Published):
         maximize: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
     @torch.no_grad()
     def update_hessian(self) -> None:
@@ -308,7 +213,7 @@ class MARS(Published):
     ) -> None:
         if mars_type != "mars-adamw" or not optimize_1d:
             raise RuntimeError('MARS: this is mars_type="mars-adamw" with optimize_1d=True; give vectors to AdamW')
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class Grams(Published):
@@ -326,7 +231,7 @@ class Grams(Published):
         correct_bias: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class CautiousAdamW(Published):
@@ -349,7 +254,7 @@ class CautiousAdamW(Published):
         rescale: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
 
 class StableAdamW(Published):
@@ -414,7 +319,7 @@ class LAMB(Published):
                 "LAMB: max_grad_norm needs all gradients before the first update; give max_grad_norm=None, or "
                 'schedule="at_step"'
             )
-        super().__init__(params, _options(locals()), **options)
+        super().__init__(params, group_options(locals()), **options)
 
     def _update(self) -> None:
         max_norm = self.param_groups[0]["max_grad_norm"]
