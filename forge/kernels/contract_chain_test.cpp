@@ -105,7 +105,7 @@ TEST(ContractChain, AShardOfWIsUpdatedInItsPlace) {
   constexpr Shape kShape = {20, 91};
   Gradient gradient(kShape, {"", {{TermSpec::outer, 9}, {TermSpec::dense}}, 0.5f}, random);
   Expression G = gradient.expression();
-  RuleStep step = rule_cases().back().prepare(2);
+  RuleStep step = step_of<rules::AdamWAmsgrad>({.lr = 1e-2, .amsgrad = true}, 2);
   for (const Storage& storage : storages()) {
     SCOPED_TRACE(::testing::Message() << storage);
     bool blocks = info_of(storage.state).columns_of_rest > 1;

@@ -35,7 +35,7 @@ constexpr bool check_own_rule() {
   static_assert(std::is_same_v<typename Rule::Options, Options>, "a rule is registered with its own Options");
   static_assert(!has_next_pass<Rule>(), "a rule of one's own takes one pass");
   static_assert(std::is_trivially_copyable_v<Step>, "a rule's Step holds plain numbers and flags only");
-  static_assert(sizeof(Step) <= RuleStep::kMostBytes, "a rule's Step is at most 64 bytes: sixteen constants");
+  static_assert(sizeof(Step) <= RuleStep::kMostBytes, "a rule's Step is at most 96 bytes: 24 constants");
   static_assert(Rule::kMoments.size() <= kMaxMoments, "a rule keeps no more moments than the largest of RuleList");
   static_assert(scalars_of<Rule>().size() <= kMaxScalars, "a rule keeps at most two scalars");
   static_assert(std::is_same_v<decltype(Options::lr), double>, "a rule's Options have a double lr, for schedules");

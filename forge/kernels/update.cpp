@@ -14,7 +14,9 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
   std::span<const Moment> moments = rule.rule().moments;
   check(S.size() == moments.size(), "update: ", rule.name(), " keeps ", moments.size(), " moments, got ", S.size());
   for (std::size_t k = 0; k < S.size(); ++k) {
-    check_stored("update", moments[k].key, S[k], G.out, G.in, moments[k].sign);
+    check_stored("update", moments[k].key, S[k], moments[k].rows(G.out), moments[k].cols(G.in), moments[k].sign);
+    check(moments[k].extent == Extent::element || S[k].format == Format::fp32, "update: ", moments[k].key, " is ",
+          name_of(S[k].format), "; a number for a row or a column is fp32");
     check(info_of(S[k].format).for_moments, "update: ", moments[k].key, " is ", name_of(S[k].format),
           ", which is a format for weights");
   }

@@ -12,8 +12,8 @@ namespace forge {
 // The fused kernel:  W, S ← Rule(W, S, G),  G = scale · Σ sᵢ · termᵢ  (gradient/terms.h).
 //
 // W (out, in) and S, the rule's moments in its order, each (out, in): each in a format of its own (formats/format.h),
-// any row stride. W and S are overwritten; the terms are read; none of them may overlap W or S. Moments that are all
-// zeros are those of a weight that has not been updated.
+// any row stride; a moment of rows (out, 1) or of columns (1, in) in fp32. W and S are overwritten; the terms are read;
+// none of them may overlap W or S. Moments that are all zeros are those of a weight that has not been updated.
 // An empty G (no term, or no token) is a zero gradient: the update happens. Tiles of G live in the workspace only.
 // The bits of W and S do not depend on the target, the number of workers or any tile size (contract 2), and equal
 // materialize(G) into fp32 followed by update with that Dense term (contract 1).

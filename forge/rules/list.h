@@ -11,7 +11,9 @@
 
 #include "forge/base/hash.h"
 #include "forge/rules/adadelta.h"
+#include "forge/rules/adafactor.h"
 #include "forge/rules/adagrad.h"
+#include "forge/rules/adalomo.h"
 #include "forge/rules/adam.h"
 #include "forge/rules/adamax.h"
 #include "forge/rules/adan.h"
@@ -49,8 +51,13 @@ struct RuleInfo {
   bool reads_gradient, writes_weight, writes_moments;
   // 0 is the weight, 1 + k moment k.
   constexpr bool writes(int which) const { return which == 0 ? writes_weight : writes_moments; }
+  Takes takes;
   NewtonSchulz (*orthogonalized)(const RuleStep& step);           // null: w is the weight
   RuleStep (*next_pass)(const RuleStep& step, const Sums& sums);  // null: this is the last
+  RuleStep (*for_weight)(const RuleStep& step, const WeightTraits& weight);  // null: it is for all
+  // Null: no moment has one number for a row or a column.
+  RuleStep (*with_lines)(const RuleStep& step, const LineSums& squares, std::span<float> rows,
+                         std::span<float> columns);
 };
 
 template <class Rule>
@@ -75,8 +82,28 @@ template <class Rule>
 NewtonSchulz orthogonalized(const RuleStep& step);
 
 template <class Rule>
+constexpr bool has_vector_rule() {
+  return requires { typename Rule::OfVector; };
+}
+template <class Rule>
+RuleStep for_weight(const RuleStep& step, const WeightTraits& weight);
+template <class Rule>
+constexpr bool has_lines() {
+  return requires { Rule::with_lines; };
+}
+template <class Rule>
+RuleStep with_lines(const RuleStep& step, const LineSums& squares, std::span<float> rows, std::span<float> columns);
+template <class Rule>
+constexpr Takes takes_of() {
+  if constexpr (requires { Rule::kTakes; }) return Rule::kTakes;
+  return Takes::any;
+}
+
+template <class Rule>
 constexpr RuleInfo rule_info() {
   using Pass = PassOf<Rule>;
+  static_assert(!Pass::kWritesMoments || std::all_of(Rule::kMoments.begin(), Rule::kMoments.end(),
+                                                     [](const Moment& m) { return m.extent == Extent::element; }));
   RuleInfo info = {Rule::kName,
                    fnv1a(Rule::kName),
                    Rule::kMoments,
@@ -85,10 +112,15 @@ constexpr RuleInfo rule_info() {
                    Pass::kReadsGradient,
                    Pass::kWritesWeight,
                    Pass::kWritesMoments,
+                   takes_of<Rule>(),
+                   {},
+                   {},
                    {},
                    {}};
   if constexpr (makes_direction<Rule>()) info.orthogonalized = orthogonalized<Rule>;
   if constexpr (has_next_pass<Rule>()) info.next_pass = next_pass<Rule>;
+  if constexpr (has_vector_rule<Rule>()) info.for_weight = for_weight<Rule>;
+  if constexpr (has_lines<Rule>()) info.with_lines = with_lines<Rule>;
   return info;
 }
 template <class Rule>
@@ -97,7 +129,7 @@ inline constexpr RuleInfo kRuleInfo = rule_info<Rule>();
 // A rule with the constants of one step.
 class RuleStep {
  public:
-  static constexpr std::size_t kMostBytes = 64;  // of a rule's Step
+  static constexpr std::size_t kMostBytes = 96;  // of a rule's Step
 
   template <class Rule>
   static RuleStep of(const typename Rule::Step& step) {
@@ -114,6 +146,11 @@ class RuleStep {
   // What comes behind this pass, given what it summed up; nothing behind the last.
   std::optional<RuleStep> next(const Sums& sums) const {
     return rule_->next_pass ? std::optional(rule_->next_pass(*this, sums)) : std::nullopt;
+  }
+
+  // The step of a weight that has been told apart; of a vector, another rule's.
+  RuleStep for_weight(const WeightTraits& weight) const {
+    return rule_->for_weight ? rule_->for_weight(*this, weight) : *this;
   }
 
   // The rule's Step, as memory.
@@ -139,6 +176,17 @@ RuleStep next_pass(const RuleStep& step, const Sums& sums) {
 template <class Rule>
 NewtonSchulz orthogonalized(const RuleStep& step) {
   return Rule::orthogonalized(*step.get<Rule>());
+}
+
+template <class Rule>
+RuleStep for_weight(const RuleStep& step, const WeightTraits& weight) {
+  using OfVector = typename Rule::OfVector;
+  if (weight.dimensions < 2) return RuleStep::of<OfVector>(Rule::for_vector(*step.get<Rule>(), weight));
+  return RuleStep::of<Rule>(Rule::for_weight(*step.get<Rule>(), weight));
+}
+template <class Rule>
+RuleStep with_lines(const RuleStep& step, const LineSums& squares, std::span<float> rows, std::span<float> columns) {
+  return RuleStep::of<Rule>(Rule::with_lines(*step.get<Rule>(), squares, rows, columns));
 }
 
 template <class Rule>
@@ -227,6 +275,7 @@ using RuleList = OptimizerListOf<                                               
                rules::RMSpropCenteredMomentum>,                                                     //
     Optimizing<RpropOptions, rules::Rprop>,                                                         //
     Optimizing<AsgdOptions, rules::Asgd>,                                                           //
+    Optimizing<AdafactorOptions, rules::AdafactorSums, rules::AdafactorVectorSums>,                 //
     Optimizing<MuonOptions, rules::MuonMomentum>,                                                   //
     Optimizing<LionOptions, rules::Lion>,                                                           //
     Optimizing<SignumOptions, rules::Signum>,                                                       //
@@ -240,7 +289,8 @@ using RuleList = OptimizerListOf<                                               
     Optimizing<GramsOptions, rules::Grams>,                                                         //
     Optimizing<CautiousAdamWOptions, rules::CautiousAdamW, rules::CautiousAdamWMask>,               //
     Optimizing<StableAdamWOptions, rules::StableAdamWMoments>,                                      //
-    Optimizing<LambOptions, rules::LambMoments>>;
+    Optimizing<LambOptions, rules::LambMoments>,                                                    //
+    Optimizing<AdaLomoOptions, rules::AdaLomoSums, rules::AdaLomoVectorSums>>;
 
 // The entry of the list that has these options.
 template <class Options, class... Rule>

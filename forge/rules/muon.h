@@ -66,6 +66,7 @@ struct Muon {
 struct MuonMomentum {
   using Options = MuonOptions;
   using Next = Muon;
+  static constexpr Takes kTakes = Takes::matrices;
   static constexpr const char* kName = "muon_momentum";
   static constexpr std::array kMoments = {Moment{"momentum_buffer"}};
 

@@ -26,6 +26,8 @@ std::vector<double> outside(Bounds bounds) {
       return {};
     case Bounds::not_negative:
       return {-1, kNaN};
+    case Bounds::not_positive:
+      return {0.5, kNaN};
     case Bounds::positive:
       return {0, -1, kNaN};
     case Bounds::below_one:
@@ -34,6 +36,8 @@ std::vector<double> outside(Bounds bounds) {
       return {-0.5, 2, kNaN};
     case Bounds::inside_one:
       return {-0.5, 0, 1, kNaN};
+    case Bounds::one_or_more:
+      return {0.5, kNaN};
     case Bounds::above_one:
       return {0.5, 1, kNaN};
   }

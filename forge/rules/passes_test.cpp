@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,39 @@ struct Whole {
   std::vector<Element> elements;
 };
 
+// Brings the numbers of rows and columns up to date, which every element has its own copy of.
+template <class Rule>
+typename Rule::Step with_lines_of(Whole& whole, const typename Rule::Step& step) {
+  auto out = static_cast<std::size_t>(whole.out), in = static_cast<std::size_t>(whole.in);
+  std::vector<double> of_rows(out), of_columns(in);
+  std::vector<float> rows(out), columns(in);
+  for (std::size_t i = 0; i < out * in; ++i) {
+    const Element& e = whole.elements[i];
+    of_rows[i / in] += static_cast<double>(e.g.x) * e.g.x;
+    of_columns[i % in] += static_cast<double>(e.g.x) * e.g.x;
+    rows[i / in] = e.moments[0].x;
+    columns[i % in] = e.moments[1].x;
+  }
+  typename Rule::Step next = Rule::with_lines(Rule::for_weight(step, {}), {of_rows, of_columns}, rows, columns);
+  for (std::size_t i = 0; i < out * in; ++i) {
+    whole.elements[i].moments[0] = Scalar(rows[i / in]);
+    whole.elements[i].moments[1] = Scalar(columns[i % in]);
+  }
+  return next;
+}
+
+template <class Rule>
+void run_passes(Whole& whole, const typename Rule::Step& step);
+
+// All passes of an update.
+template <class Rule>
+void update_whole(Whole& whole, const typename Rule::Step& step) {
+  if constexpr (has_lines<Rule>())
+    run_passes<Rule>(whole, with_lines_of<Rule>(whole, step));
+  else
+    run_passes<Rule>(whole, step);
+}
+
 // The pass, and those behind it. A direction takes the gradient's place.
 template <class Rule>
 void run_passes(Whole& whole, const typename Rule::Step& step) {
@@ -52,6 +87,7 @@ void run_passes(Whole& whole, const typename Rule::Step& step) {
 // The worst unit (base/testing/closeness.h) of some updates of some weights of different shapes and magnitudes.
 template <class Rule>
 double worst_of_whole(const typename Rule::Options& options) {
+  constexpr bool kIsVector = !has_lines<Rule>();
   Random random(17);
   double worst = 0;
   for (Whole whole : {Whole{12, 5, {}}, Whole{4, 30, {}}, Whole{1, 7, {}}, Whole{40, 50, {}}}) {
@@ -66,7 +102,7 @@ double worst_of_whole(const typename Rule::Options& options) {
       double burst = p.step == 5 ? 1.5 : 0;
       for (Element& e : whole.elements) e.g = Scalar(random.log_uniform(magnitude - 1 + burst, magnitude + burst));
       std::vector<std::vector<double>> old;
-      WholeGiven given = {.elements = {}, .out = double(whole.out), .in = double(whole.in)};
+      WholeGiven given = {.elements = {}, .out = double(whole.out), .in = double(whole.in), .vector = kIsVector};
       for (const Element& e : whole.elements) {
         std::vector<double>& m = old.emplace_back();
         for (const Scalar& x : e.moments) m.push_back(x.x);
@@ -74,7 +110,7 @@ double worst_of_whole(const typename Rule::Options& options) {
       for (std::size_t i = 0; i < whole.elements.size(); ++i)
         given.elements.push_back({whole.elements[i].w.x, whole.elements[i].g.x, old[i].data(), p.step});
       std::vector<Step64> expected = whole_formula(options, given);
-      run_passes<Rule>(whole, Rule::prepare(options, p));
+      update_whole<Rule>(whole, Rule::prepare(options, p));
       for (std::size_t i = 0; i < whole.elements.size(); ++i) {
         const Given& was = given.elements[i];
         worst = std::max(
@@ -103,6 +139,14 @@ void for_each_options_of(F&& f) {
                 O{.lr = 0.1, .weight_decay = 2, .decoupled_decay = true},
                 O{.weight_decay = 0.1, .bias_correction = false, .grad_averaging = false}, O{.trust_clip = true}})
       f(o);
+  if constexpr (std::is_same_v<O, AdafactorOptions>)
+    for (O o : {O{}, O{.lr = 0.1, .beta2_decay = -0.3, .eps1 = 1e-3, .eps2 = 2, .weight_decay = 0.3},
+                O{.lr = 1, .eps1 = 0.1, .d = 1.2, .maximize = true}})
+      f(o);
+  if constexpr (std::is_same_v<O, AdaLomoOptions>)
+    for (O o : {O{}, O{.lr = 0.1, .eps1 = 1e-3, .eps2 = 2, .weight_decay = 0.3},
+                O{.lr = 0.1, .clip_threshold = 0.3, .decay_rate = -0.2}})
+      f(o);
   if constexpr (std::is_same_v<O, MuonOptions>)
     for (O o : {O{.lr = 0.1}, O{.lr = 0.1, .momentum = 0.4, .nesterov = false, .match_rms_adamw = true}}) f(o);
 }
@@ -125,6 +169,14 @@ template <>
 constexpr double kUnits<LambMoments> = 4;
 template <>
 constexpr double kUnits<MuonMomentum> = 3;
+template <>
+constexpr double kUnits<AdafactorSums> = 3;
+template <>
+constexpr double kUnits<AdafactorVectorSums> = 3;
+template <>
+constexpr double kUnits<AdaLomoSums> = 3;
+template <>
+constexpr double kUnits<AdaLomoVectorSums> = 3;
 
 TEST(Passes, TogetherAreCloseToTheFormulaOfTheWhole) {
   int rules = 0;
@@ -134,7 +186,7 @@ TEST(Passes, TogetherAreCloseToTheFormulaOfTheWhole) {
       rules += worst_of_all<Rule>() > 0;
     }
   });
-  EXPECT_EQ(rules, 4);
+  EXPECT_EQ(rules, 8);
 }
 
 template <class Mutant, class Rule>
@@ -210,6 +262,86 @@ TEST(Passes, MistakesInWhatGoesFromOneToTheNextAreSeen) {
   });
 }
 
+template <class Rule, class F>
+struct LinesMistaken : Rule {
+  static auto with_lines(const typename Rule::Step& s, const LineSums& sums, std::span<float> R, std::span<float> C) {
+    return F{}(s, sums, R, C);
+  }
+};
+template <class Rule, class F>
+void expect_lines_seen(const char* what, F) {
+  expect_seen<LinesMistaken<Rule, F>, Rule>(what);
+}
+
+TEST(Passes, MistakesInNumbersOfRowsAndColumnsAreSeen) {
+  using A = AdafactorSums;
+  using L = AdaLomoSums;
+  expect_lines_seen<A>("not updated", [](auto& s, auto&, auto, auto) { return s; });
+  expect_lines_seen<A>("rows' numbers not updated", [](auto& s, auto& sums, auto R, auto C) {
+    std::vector<float> copy(R.begin(), R.end());
+    return A::with_lines(s, sums, copy, C);
+  });
+  expect_lines_seen<A>("columns' numbers not updated", [](auto& s, auto& sums, auto R, auto C) {
+    std::vector<float> copy(C.begin(), C.end());
+    return A::with_lines(s, sums, R, copy);
+  });
+  expect_lines_seen<A>("the old rows' mean", [](auto& s, auto& sums, auto R, auto C) {
+    auto old = std::accumulate(R.begin(), R.end(), 0.0) / static_cast<double>(R.size());
+    auto next = A::with_lines(s, sums, R, C);
+    next.square.inverse_mean = static_cast<float>(1 / std::max(old, s.plan.least_mean));
+    return next;
+  });
+  expect_lines_seen<A>("sums for means", [](auto& s, auto& sums, auto R, auto C) {
+    std::vector<double> rows(sums.of_rows.begin(), sums.of_rows.end());
+    for (double& x : rows) x *= static_cast<double>(C.size());
+    return A::with_lines(s, {rows, sums.of_columns}, R, C);
+  });
+  expect_lines_seen<A>("no least mean", [](auto s, auto& sums, auto R, auto C) {
+    s.plan.least_mean = 0;
+    return A::with_lines(s, sums, R, C);
+  });
+  expect_lines_seen<A>("no least square", [](auto s, auto& sums, auto R, auto C) {
+    s.plan.least = 0;
+    return A::with_lines(s, sums, R, C);
+  });
+  expect_lines_seen<L>("nothing added", [](auto s, auto& sums, auto R, auto C) {
+    s.plan.added = 0;
+    return L::with_lines(s, sums, R, C);
+  });
+  expect_next_pass_seen<A>("U not clipped", [](auto& s, auto sums) {
+    sums.of_squares[0] = 0;
+    return A::next_pass(s, sums);
+  });
+  expect_next_pass_seen<A>("a rate that is not the weight's", [](auto& s, auto sums) {
+    sums.of_squares[1] = static_cast<double>(sums.out * sums.in);
+    return A::next_pass(s, sums);
+  });
+  expect_next_pass_seen<L>("decay that is not the weight's", [](auto& s, auto& sums) {
+    auto next = L::next_pass(s, sums);
+    next.move.keep = static_cast<float>(1 - 0.1 * s.plan.decay_of_rate);
+    return next;
+  });
+  expect_next_pass_seen<AdaLomoVectorSums>("another threshold", [](auto s, auto& sums) {
+    s.plan.d = 1;
+    return AdaLomoVectorSums::next_pass(s, sums);
+  });
+}
+
+TEST(Passes, AVectorHasARuleOfItsOwnAndTheEpsilonOfItsDtype) {
+  RuleStep rule = OptimizingOf<AdafactorOptions>::prepare({}, 1);
+  EXPECT_STREQ(rule.for_weight({.dimensions = 2, .epsilon = 0.25}).name(), "adafactor_sums");
+  EXPECT_EQ(rule.for_weight({.dimensions = 2, .epsilon = 0.25}).get<AdafactorSums>()->plan.least_mean, 0.25);
+  for (std::int64_t dimensions : {0, 1}) {
+    RuleStep of_vector = rule.for_weight({.dimensions = dimensions, .epsilon = 0.25});
+    ASSERT_STREQ(of_vector.name(), "adafactor_vector_sums");
+    EXPECT_EQ(of_vector.get<AdafactorVectorSums>()->rest.least, 0.0625f);
+  }
+  RuleStep given = OptimizingOf<AdafactorOptions>::prepare({.eps1 = 0.5}, 1).for_weight({.epsilon = 0.25});
+  EXPECT_EQ(given.get<AdafactorSums>()->plan.least, 0.25);
+  RuleStep other = OptimizingOf<LambOptions>::prepare({}, 1);
+  EXPECT_STREQ(other.for_weight({.dimensions = 1}).name(), other.name());
+}
+
 TEST(Passes, TheStepOfTheLastHasNoNext) {
   RuleStep first = RuleStep::of<LambMoments>(LambMoments::prepare({}, 1));
   std::optional<RuleStep> second = first.next(kSums);
@@ -226,13 +358,15 @@ TEST(Passes, ANaNInAGradientReachesTheWeight) {
       for (Scalar& m : e.moments) m = Scalar(0.f);
     }
     whole.elements[1].g = Scalar(std::nanf(""));
-    run_passes<Rule>(whole, Rule::prepare(options, 1));
+    update_whole<Rule>(whole, Rule::prepare(options, 1));
     return std::isnan(whole.elements[1].w.x);
   };
   EXPECT_TRUE(reaches.operator()<StableAdamWMoments>({}));
   EXPECT_TRUE(reaches.operator()<LambMoments>({}));
   EXPECT_TRUE(reaches.operator()<MuonMomentum>({}));
   EXPECT_TRUE(reaches.operator()<CautiousAdamWMask>({}));
+  EXPECT_TRUE(reaches.operator()<AdafactorSums>({}));
+  EXPECT_TRUE(reaches.operator()<AdaLomoVectorSums>({}));
 }
 
 }  // namespace

@@ -12,10 +12,12 @@ struct Interval {
 constexpr Interval kIntervals[] = {
     {[](double) { return true; }, "any number"},
     {[](double x) { return x >= 0; }, "0 or more"},
+    {[](double x) { return x <= 0; }, "0 or less"},
     {[](double x) { return x > 0; }, "more than 0"},
     {[](double x) { return x >= 0 && x < 1; }, "a value in [0, 1)"},
     {[](double x) { return x >= 0 && x <= 1; }, "a value in [0, 1]"},
     {[](double x) { return x > 0 && x < 1; }, "a value in (0, 1)"},
+    {[](double x) { return x >= 1; }, "1 or more"},
     {[](double x) { return x > 1; }, "more than 1"},
 };
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <type_traits>
 
@@ -36,11 +37,36 @@
 //   static NewtonSchulz orthogonalized(const Step&);
 //
 // w is no weight but a new fp32 matrix of its shape, which is made orthogonal before the next pass has it as g.
+//
+// A rule whose first two moments have one number for each row and for each column brings them up to date before its
+// passes, which only read them, from the sums of g² over rows and columns:
+//
+//   static Step with_lines(const Step&, const LineSums& squares, std::span<float> rows, std::span<float> columns);
+//
+// And what a rule may say of the weights it is for: kTakes; a Step that knows the weight,
+// `for_weight(step, WeightTraits)`; another rule for vectors, OfVector, with the `for_vector(step, WeightTraits)` that
+// gives its Step.
 namespace forge {
+
+// What a moment has a number for: each element of the weight, or each of its rows or columns; these are kept in fp32.
+enum class Extent : std::uint8_t { element, row, column };
 
 struct Moment {
   const char* key;  // its name in a state_dict, as torch.optim or the authors of the rule have it
   Sign sign = Sign::any;
+  Extent extent = Extent::element;
+
+  // The shape of what is kept for a weight of (out, in).
+  constexpr std::int64_t rows(std::int64_t out) const { return extent == Extent::column ? 1 : out; }
+  constexpr std::int64_t cols(std::int64_t in) const { return extent == Extent::row ? 1 : in; }
+};
+
+// Shapes of weights that a rule is defined for; all but `any` in row-major order.
+enum class Takes : std::uint8_t { any, matrices, vectors_and_matrices };
+
+struct WeightTraits {
+  std::int64_t dimensions = 2;
+  double epsilon = 0x1p-23;  // of its dtype, as numpy.finfo has it
 };
 
 constexpr int kMaxScalars = 2;
@@ -64,6 +90,11 @@ struct Sums {
   double mean(int k) const {
     return of_squares[static_cast<std::size_t>(k)] / (static_cast<double>(out) * static_cast<double>(in));
   }
+};
+
+// Sums of squares over each row and each column of a gradient, as kernels/line_sums.h has them.
+struct LineSums {
+  std::span<const double> of_rows, of_columns;
 };
 
 // The quintic iteration towards the orthogonal factor of a matrix X with singular values at most 1, `steps` times:
@@ -94,7 +125,17 @@ FORGE_INLINE void update_element(V& w, V g, V* moments, const typename Rule::Ste
     Rule::update(w, g, moments, step);
 }
 
-enum class Bounds : std::uint8_t { none, not_negative, positive, below_one, up_to_one, inside_one, above_one };
+enum class Bounds : std::uint8_t {
+  none,
+  not_negative,
+  not_positive,
+  positive,
+  below_one,
+  up_to_one,
+  inside_one,
+  one_or_more,
+  above_one
+};
 
 // One option: its name, its bounds and, where torch.optim has it in a tuple, the tuple's name and the place in it.
 struct Field {

@@ -1,6 +1,7 @@
 #include "forge/kernels/cpu/cpu.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
@@ -8,6 +9,7 @@
 #include "forge/kernels/cpu/row_operation.h"
 #include "forge/kernels/cpu/strips.h"
 #include "forge/kernels/float_environment.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/norm_lanes.h"
 
 namespace forge::cpu {
@@ -22,23 +24,27 @@ const ConstMatrix* plain_dense(const Expression& G) {
   return dense && dense->scale == 1 && dense->D.dtype == DType::f32 ? &dense->D : nullptr;
 }
 
-// The row operation fed from memory: two-phase training's second phase.
-void for_each_dense_segment(const ConstMatrix& D, const Context& context, const SegmentConsumer& consumer) {
+// The row operation fed from memory: two-phase training's second phase. shard: as for_each_segment has it.
+void for_each_dense_segment(const ConstMatrix& D, const Context& context, const SegmentConsumer& consumer,
+                            std::int64_t shard) {
   constexpr std::int64_t kColumns = 4096, kTask = 1 << 16;  // 256 KiB of D: small beside a call, whole rows
-  std::int64_t rows = std::max<std::int64_t>(kTask / std::max<std::int64_t>(D.cols, 1), 1);
-  parallel_tasks(context.executor, ceil_div(D.rows, rows), [&](std::int64_t task, int) {
+  std::int64_t rows = shard > 0 ? D.rows : std::max<std::int64_t>(kTask / std::max<std::int64_t>(D.cols, 1), 1);
+  std::int64_t cols = shard > 0 ? shard : D.cols, piece = shard > 0 ? kSegmentColumns : kColumns;
+  std::int64_t row_tasks = rows > 0 ? ceil_div(D.rows, rows) : 0, col_tasks = cols > 0 ? ceil_div(D.cols, cols) : 0;
+  parallel_tasks(context.executor, row_tasks * col_tasks, [&](std::int64_t task, int) {
     FloatEnvironment ieee;
-    for (std::int64_t r = task * rows; r < std::min((task + 1) * rows, D.rows); ++r)
-      for (std::int64_t c = 0; c < D.cols; c += kColumns)
-        consumer.consume(r, c, std::min(kColumns, D.cols - c), static_cast<const float*>(D.row(r)) + c);
+    std::int64_t row = task / col_tasks * rows, col = task % col_tasks * cols;
+    for (std::int64_t r = row; r < std::min(row + rows, D.rows); ++r)
+      for (std::int64_t c = col, end = std::min(col + cols, D.cols); c < end; c += piece)
+        consumer.consume(r, c, std::min(piece, end - c), static_cast<const float*>(D.row(r)) + c);
   });
 }
 
-void visit(const Expression& G, const Context& context, const SegmentConsumer& consumer) {
+void visit(const Expression& G, const Context& context, const SegmentConsumer& consumer, std::int64_t shard = 0) {
   if (const ConstMatrix* D = plain_dense(G))
-    for_each_dense_segment(*D, context, consumer);
+    for_each_dense_segment(*D, context, consumer, shard);
   else
-    for_each_segment(G, context, consumer);
+    for_each_segment(G, context, consumer, shard);
 }
 
 // The lanes of `sums` sums over a matrix, for each row together.
@@ -109,6 +115,27 @@ double sum_squares(const Expression& G, const Context& context) {
   };
   visit(G, behind(RowLanes::bytes(G, 1), context), {consume, [](auto, auto, auto) {}});
   return lanes.total(0);
+}
+
+void sum_squares_of_lines(const Expression& G, std::span<double> of_rows, std::span<double> of_columns,
+                          const Context& context) {
+  FloatEnvironment ieee;
+  std::int64_t shard = columns_of_line_shard(G.in), shards = ceil_div(G.in, shard);
+  static_assert(kSegmentColumns == kLinePiece);
+  static_assert(kLineShards <= kMaxSums * kNormLanes);  // what a shard gives to a row has the place of its lanes
+  double* parts = Arena(context.workspace).take<double>(G.out * shards);
+  std::fill_n(parts, G.out * shards, 0.0);
+  std::fill(of_columns.begin(), of_columns.end(), 0.0);
+  const FormatHalf& half = format_half(context.target);
+  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
+    double lanes[kNormLanes] = {};
+    half.add_squares(lanes, g, n, G.scale);
+    half.add_squares_of_columns(of_columns.data() + col, g, n, G.scale);
+    parts[row * shards + col / shard] += reduce_norm_lanes(lanes);
+  };
+  visit(G, behind(RowLanes::bytes(G, kMaxSums), context), {consume, [](auto, auto, auto) {}}, shard);
+  for (std::int64_t r = 0; r < G.out; ++r)
+    of_rows[static_cast<std::size_t>(r)] = std::accumulate(parts + r * shards, parts + (r + 1) * shards, 0.0);
 }
 
 void recode(const Stored& to, const Stored& from, Sign sign, const Context& context) {

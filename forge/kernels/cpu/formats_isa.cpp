@@ -1,4 +1,4 @@
-// Formats over vector registers: from and to fp32. No rule, no matrix product. And the sum of squares.
+// Formats over vector registers: from and to fp32. No rule, no matrix product. And sums of squares.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -77,7 +77,9 @@ Codec find_codec(Format format, Sign sign) {
   return found;
 }
 
-void add_squares(double* lanes, const float* g, std::int64_t n, float scale) {
+// To kNormLanes sums over and over or, of columns, to one for each.
+template <bool kOfColumns>
+void add_squares(double* sums, const float* g, std::int64_t n, float scale) {
   const hn::ScalableTag<double> d;
   const hn::Rebind<float, decltype(d)> half;
   constexpr std::int64_t kStep = HWY_LANES(double);
@@ -85,17 +87,18 @@ void add_squares(double* lanes, const float* g, std::int64_t n, float scale) {
   for (; j + kNormLanes <= n; j += kNormLanes)
     for (std::int64_t k = 0; k < kNormLanes; k += kStep) {
       auto x = hn::PromoteTo(d, hn::Mul(hn::Set(half, scale), hn::LoadU(half, g + j + k)));
-      hn::StoreU(hn::MulAdd(x, x, hn::LoadU(d, lanes + k)), d, lanes + k);
+      double* sum = sums + (kOfColumns ? j : 0) + k;
+      hn::StoreU(hn::MulAdd(x, x, hn::LoadU(d, sum)), d, sum);
     }
-  for (std::int64_t k = 0; j < n; ++j, ++k) {
+  for (std::int64_t k = kOfColumns ? j : 0; j < n; ++j, ++k) {
     double x = scale * g[j];
-    lanes[k] += x * x;
+    sums[k] += x * x;
   }
 }
 
 }  // namespace
 
-constexpr FormatHalf kFormatHalf = {find_codec, formats::fill_noise<Lanes>, add_squares};
+constexpr FormatHalf kFormatHalf = {find_codec, formats::fill_noise<Lanes>, add_squares<false>, add_squares<true>};
 
 }  // namespace HWY_NAMESPACE
 

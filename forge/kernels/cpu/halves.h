@@ -91,6 +91,8 @@ struct FormatHalf {
                 std::uint16_t* out);
   // lanes[j mod 16] += (scale · g[j])², j < n; the segment begins at a column that is a multiple of 16.
   void (*add_squares)(double* lanes, const float* g, std::int64_t n, float scale);
+  // sums[j] += (scale · g[j])², j < n.
+  void (*add_squares_of_columns)(double* sums, const float* g, std::int64_t n, float scale);
 };
 
 const ChainHalf& chain_half(Target target);

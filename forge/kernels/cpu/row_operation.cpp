@@ -36,8 +36,9 @@ void add(const RoundingCount& part, RoundingCount& to) {
 
 }  // namespace
 
-RowStore::RowStore(const Stored& stored, Sign sign, Target target)
+RowStore::RowStore(const Stored& stored, Sign sign, Target target, Extent extent)
     : stored_(stored),
+      extent_(extent),
       codec_(format_half(target).codec(stored.format, sign)),
       layout_{size_of(stored.values.dtype), size_of(stored.rest.dtype), info_of(stored.format).columns_of_rest} {}
 
@@ -46,6 +47,11 @@ float* RowStore::place(std::int64_t row, std::int64_t col, float* buffer) const 
 }
 
 float* RowStore::load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const {
+  if (extent_ == Extent::row) {
+    std::fill_n(buffer, n, *static_cast<const float*>(stored_.values.at(row, 0)));
+    return buffer;
+  }
+  if (extent_ == Extent::column) row = 0;
   if (!in_place()) codec_.decode(segment_at(stored_, row, col), layout_, n, buffer);
   return place(row, col, buffer);
 }
@@ -60,6 +66,7 @@ void RowStore::store(std::int64_t row, std::int64_t col, std::int64_t n, const f
 }
 
 void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
+  if (extent_ != Extent::element) return;  // a line or two, in cache
   prefetch_columns(stored_.values, row, col, n);
   std::int64_t columns = layout_.columns_of_rest;
   if (stored_.rest.data) prefetch_columns(stored_.rest, row, col / columns, ceil_div(n, columns));
@@ -85,7 +92,8 @@ RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const Rul
   stores_[0] = RowStore(W, Sign::any, target);
   formats_[0] = W.format;
   for (std::size_t k = 0; k < S.size(); ++k) {
-    stores_[1 + k] = RowStore(S[k], rule.rule().moments[k].sign, target);
+    const Moment& moment = rule.rule().moments[k];
+    stores_[1 + k] = RowStore(S[k], moment.sign, target, moment.extent);
     formats_[1 + k] = S[k].format;
   }
 }

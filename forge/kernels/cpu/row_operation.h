@@ -18,8 +18,9 @@ constexpr std::int64_t kRowBlock = 256;
 class RowStore {
  public:
   RowStore() = default;
-  RowStore(const Stored& stored, Sign sign, Target target);
+  RowStore(const Stored& stored, Sign sign, Target target, Extent extent = Extent::element);
 
+  // Of an element's extent, that of its row or column.
   // n ≤ kRowBlock numbers from (row, col), col a multiple of kRowBlock: where they are, if that is fp32, else decoded.
   float* load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const;
   // The same without reading: what is stored does not matter.
@@ -34,6 +35,7 @@ class RowStore {
   bool in_place() const { return stored_.format == Format::fp32; }
 
   Stored stored_;
+  Extent extent_ = Extent::element;
   Codec codec_ = {};
   SegmentLayout layout_ = {};
 };

@@ -46,6 +46,7 @@ struct Job {
   const ChainHalf& chain;
   TileConfig tile;
   std::int64_t K;          // tokens of all Outer terms: the length of the packed panels
+  std::int64_t col;        // where the block of columns begins that is worked at
   float* packed_x;         // panels of K × tile_cols for the columns of this block
   const RowBuckets* rows;  // one for each Rows term
 };
@@ -67,7 +68,7 @@ class Worker {
  public:
   Worker(const Job& job, float* packed_dy, float* strip) : job_(job), packed_dy_(packed_dy), strip_(strip) {}
 
-  // Rows [row, row_end) by columns [col, col_end); `col` is where packed_x begins.
+  // Rows [row, row_end) by columns [col, col_end) of the block.
   void run(std::int64_t row, std::int64_t row_end, std::int64_t col, std::int64_t col_end) {
     FloatEnvironment ieee;
     task_ = {.row = row, .rows = row_end - row, .col = col, .cols = col_end - col};
@@ -110,14 +111,14 @@ class Worker {
   void do_strip(const Place& next) {
     std::int64_t row_panels = ceil_div(place_.rows, tile_rows());
     std::int64_t col_panels = ceil_div(place_.cols, job_.chain.tile_cols);
-    constexpr std::int64_t kSegment = 256;  // columns between two prefetches: 48 lines of fp32 W, m, v
-    std::int64_t segments = ceil_div(place_.cols, kSegment);
+    std::int64_t segments = ceil_div(place_.cols, kSegmentColumns);
     next_ = Announcement(next, product_pauses(job_.K, row_panels * col_panels) + place_.rows * segments);
     fill(row_panels, col_panels);
     for (std::int64_t r = 0; r < place_.rows; ++r)
-      for (std::int64_t c = 0; c < place_.cols; c += kSegment) {
+      for (std::int64_t c = 0; c < place_.cols; c += kSegmentColumns) {
         next_.advance(job_.consumer);
-        job_.consumer.consume(place_.row + r, place_.col + c, std::min(kSegment, place_.cols - c), strip_row(r) + c);
+        std::int64_t n = std::min(kSegmentColumns, place_.cols - c);
+        job_.consumer.consume(place_.row + r, place_.col + c, n, strip_row(r) + c);
       }
   }
 
@@ -128,7 +129,7 @@ class Worker {
     StripProduct run = {.a = packed_dy_ + (place_.row - task_.row) * job_.K,
                         .a_panel = job_.K * tile_rows(),
                         .row_panels = row_panels,
-                        .b = job_.packed_x + (place_.col - task_.col) * job_.K,
+                        .b = job_.packed_x + (place_.col - job_.col) * job_.K,
                         .b_panel = job_.K * job_.chain.tile_cols,
                         .col_panels = col_panels,
                         .K = 0,
@@ -222,15 +223,15 @@ struct Buffers {
   static constexpr std::int64_t kLineFloats = 16;  // workers do not share a cache line
 };
 
-void pack_x(const Job& job, std::int64_t col, std::int64_t col_end, Executor& executor) {
+void pack_x(const Job& job, std::int64_t col_end, Executor& executor) {
   constexpr std::int64_t kPanelsAtOnce = 16;  // reads 1 KiB of a token's row at a time
   std::int64_t unit = kPanelsAtOnce * job.chain.tile_cols;
-  parallel_tasks(executor, ceil_div(col_end - col, unit), [&](std::int64_t task, int) {
+  parallel_tasks(executor, ceil_div(col_end - job.col, unit), [&](std::int64_t task, int) {
     FloatEnvironment ieee;
-    std::int64_t begin = col + task * unit;
+    std::int64_t begin = job.col + task * unit;
     for_each_outer(job.G, [&](const Outer& outer, std::int64_t token) {
       job.chain.pack_b(outer.X, 1.0f, begin, std::min(unit, col_end - begin),
-                       job.packed_x + (begin - col) * job.K + token * job.chain.tile_cols, job.K * job.chain.tile_cols);
+                       job.packed_x + (begin - job.col) * job.K + token * job.chain.tile_cols, job.K * job.chain.tile_cols);
     });
   });
 }
@@ -243,7 +244,8 @@ std::size_t strips_workspace_bytes(const Expression& G, int workers, const Chain
   return arena.used();
 }
 
-void for_each_segment(const Expression& G, const Context& context, const SegmentConsumer& consumer) {
+void for_each_segment(const Expression& G, const Context& context, const SegmentConsumer& consumer,
+                      std::int64_t shard) {
   const ChainHalf& chain = chain_half(context.target);
   TileConfig tile = tile_for(G, context.executor.workers(), chain);
   Arena arena(context.workspace);
@@ -252,14 +254,24 @@ void for_each_segment(const Expression& G, const Context& context, const Segment
   for (const Term& term : G.terms)
     if (const Rows* rows = std::get_if<Rows>(&term)) (next++)->sort(rows->index);
 
-  Job job = {G, consumer, chain, tile, outer_tokens(G), buffers.packed_x, buffers.rows};
-  std::int64_t task_rows = tile.task_panels * chain.tile_rows;
-  for (std::int64_t col = 0; col < G.in; col += tile.block_cols) {
-    std::int64_t col_end = std::min(col + tile.block_cols, G.in);
-    pack_x(job, col, col_end, context.executor);
-    parallel_tasks(context.executor, ceil_div(G.out, task_rows), [&](std::int64_t task, int worker) {
+  Job job = {G, consumer, chain, tile, outer_tokens(G), 0, buffers.packed_x, buffers.rows};
+  std::int64_t task_rows = tile.task_panels * chain.tile_rows, row_tasks = ceil_div(G.out, task_rows);
+  for (; job.col < G.in; job.col += tile.block_cols) {
+    std::int64_t col_end = std::min(job.col + tile.block_cols, G.in);
+    pack_x(job, col_end, context.executor);
+    auto run = [&](std::int64_t task, std::int64_t from, std::int64_t to, int worker) {
       Worker(job, buffers.packed_dy + worker * buffers.dy_floats, buffers.strips + worker * buffers.strip_floats)
-          .run(task * task_rows, std::min((task + 1) * task_rows, G.out), col, col_end);
+          .run(task * task_rows, std::min((task + 1) * task_rows, G.out), from, to);
+    };
+    if (shard == 0) {
+      parallel_tasks(context.executor, row_tasks,
+                     [&](std::int64_t task, int worker) { run(task, job.col, col_end, worker); });
+      continue;
+    }
+    std::int64_t first = job.col / shard;
+    parallel_tasks(context.executor, ceil_div(col_end, shard) - first, [&](std::int64_t k, int worker) {
+      std::int64_t from = std::max((first + k) * shard, job.col), to = std::min((first + k + 1) * shard, col_end);
+      for (std::int64_t task = 0; task < row_tasks; ++task) run(task, from, to, worker);
     });
   }
 }

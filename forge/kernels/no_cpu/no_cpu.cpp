@@ -18,6 +18,7 @@ Sums update(const Stored&, std::span<const Stored>, const Expression&, const Rul
 }
 void materialize(const Matrix&, const Expression&, const Context&) { absent(); }
 double sum_squares(const Expression&, const Context&) { absent(); }
+void sum_squares_of_lines(const Expression&, std::span<double>, std::span<double>, const Context&) { absent(); }
 void recode(const Stored&, const Stored&, Sign, const Context&) { absent(); }
 
 }  // namespace forge::cpu

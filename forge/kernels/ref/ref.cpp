@@ -10,6 +10,7 @@
 #include "forge/formats/list.h"
 #include "forge/formats/philox.h"
 #include "forge/kernels/float_environment.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/norm_lanes.h"
 #include "forge/kernels/rule_table.h"
 
@@ -59,6 +60,16 @@ void decode(const Stored& m, Sign sign, std::int64_t row, std::int64_t col, std:
   with_format(m.format, sign, [&]<class F>() { F::template decode<Scalar>(segment_at(m, row, col), n, x); });
 }
 
+// What an element's update reads.
+void load(const Stored& m, const Moment& moment, std::int64_t row, std::int64_t col, std::int64_t n, float* x) {
+  if (moment.extent == Extent::row) {
+    decode(m, moment.sign, row, 0, 1, x);
+    std::fill_n(x, n, x[0]);
+  } else {
+    decode(m, moment.sign, moment.extent == Extent::column ? 0 : row, col, n, x);
+  }
+}
+
 // noise: as Segment has it.
 void encode(const float* x, const Stored& m, Sign sign, std::int64_t row, std::int64_t col, std::int64_t n,
             const std::uint16_t* noise = nullptr, int byte = 0) {
@@ -100,18 +111,18 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
     float *x[1 + kMaxMoments] = {}, *numbers[kMaxSums];
     for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
     auto matrix = [&](int i) -> const Stored& { return i == 0 ? W : S[static_cast<std::size_t>(i - 1)]; };
-    auto sign = [&](int i) { return i == 0 ? Sign::any : info.moments[static_cast<std::size_t>(i - 1)].sign; };
+    auto moment = [&](int i) { return i == 0 ? Moment{"weight"} : info.moments[static_cast<std::size_t>(i - 1)]; };
     auto matrices = static_cast<int>(1 + S.size());
     for (int i = 0; i < matrices; ++i) {
-      decode(matrix(i), sign(i), row, col, n, x[i] = now[i]);
+      load(matrix(i), moment(i), row, col, n, x[i] = now[i]);
       std::copy_n(x[i], n, before[i]);
     }
     run(x[0], x + 1, g + col, n, 1.0f, rule.constants(), numbers);
     for (int i = 0; i < matrices; ++i) {
       if (!info.writes(i)) continue;
-      encode_updated(x[i], matrix(i), sign(i), row, col, n, W, i);
+      encode_updated(x[i], matrix(i), moment(i).sign, row, col, n, W, i);
       if (!rounding.empty())
-        count_encoded(before[i], x[i], matrix(i), sign(i), row, col, n, rounding[static_cast<std::size_t>(i)]);
+        count_encoded(before[i], x[i], matrix(i), moment(i).sign, row, col, n, rounding[static_cast<std::size_t>(i)]);
     }
     for (int k = 0; k < info.sums; ++k)
       for (std::int64_t c = 0; c < n; ++c)
@@ -149,6 +160,29 @@ double sum_squares(const Expression& G, const Context& context) {
     total += reduce_norm_lanes(lanes);
   });
   return total;
+}
+
+void sum_squares_of_lines(const Expression& G, std::span<double> of_rows, std::span<double> of_columns,
+                          const Context& context) {
+  std::int64_t shard = columns_of_line_shard(G.in);
+  std::fill(of_columns.begin(), of_columns.end(), 0.0);
+  for_each_row(G, context, [&](std::int64_t row, const float* g) {
+    double total = 0;
+    for (std::int64_t from = 0; from < G.in; from += shard) {
+      double part = 0;
+      for (std::int64_t piece = from; piece < std::min(from + shard, G.in); piece += kLinePiece) {
+        double lanes[kNormLanes] = {};
+        for (std::int64_t c = piece; c < std::min(piece + kLinePiece, G.in); ++c) {
+          double square = static_cast<double>(g[c]) * g[c];
+          lanes[c % kNormLanes] += square;
+          of_columns[static_cast<std::size_t>(c)] += square;
+        }
+        part += reduce_norm_lanes(lanes);
+      }
+      total += part;
+    }
+    of_rows[static_cast<std::size_t>(row)] = total;
+  });
 }
 
 void recode(const Stored& to, const Stored& from, Sign sign) {

@@ -16,6 +16,8 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
             const Context& context, std::span<RoundingCount> rounding);
 void materialize(const Matrix& D, const Expression& G, const Context& context);
 double sum_squares(const Expression& G, const Context& context);
+void sum_squares_of_lines(const Expression& G, std::span<double> of_rows, std::span<double> of_columns,
+                          const Context& context);
 void recode(const Stored& to, const Stored& from, Sign sign);
 
 }  // namespace forge::ref

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "forge/formats/list.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/materialize.h"
 #include "forge/kernels/norm.h"
 #include "forge/kernels/testing/gradients.h"
@@ -94,11 +95,13 @@ struct Weight {
   template <class Next>
   Weight(Shape shape, Storage storage, const RuleInfo& rule, Next&& next) : W(shape.out, shape.in, storage.weight) {
     W.fill(next);
-    for (const Moment& moment : rule.moments)
-      S.emplace_back(shape.out, shape.in, storage.state, moment.sign, 2 + std::ssize(S)).fill([&] {
+    for (const Moment& moment : rule.moments) {
+      Format format = moment.extent == Extent::element ? storage.state : Format::fp32;
+      S.emplace_back(moment.rows(shape.out), moment.cols(shape.in), format, moment.sign, 2 + std::ssize(S)).fill([&] {
         float x = next();
         return moment.sign == Sign::any ? x : std::abs(x);
       });
+    }
   }
 
   std::vector<Stored> moments() {
@@ -157,6 +160,16 @@ inline Buffer run_materialize(const Place& place, const Expression& G, DType dty
 inline double run_sum_squares(const Place& place, const Expression& G) {
   return in_context(place, G, [&](const Context& c) { return sum_squares(G, c); });
 }
+struct Lines {
+  std::vector<double> of_rows, of_columns;
+};
+inline Lines run_sum_squares_of_lines(const Place& place, const Expression& G) {
+  // Not zeros: they are overwritten.
+  Lines lines = {std::vector<double>(static_cast<std::size_t>(G.out), -1),
+                 std::vector<double>(static_cast<std::size_t>(G.in), -1)};
+  in_context(place, G, [&](const Context& c) { sum_squares_of_lines(G, lines.of_rows, lines.of_columns, c); });
+  return lines;
+}
 
 // The rule of the list, or any other with the same words, applied to each element of a multiplied-out G.
 template <class Rule>
@@ -167,7 +180,11 @@ void apply(Weight& weight, const std::vector<float>& g, const typename Rule::Ste
   const float* next = g.data();
   for (std::int64_t r = 0; r < shape.rows; ++r) {
     std::vector<float> w = weight.W.row(r), s[kMaxMoments];
-    for (std::size_t k = 0; k < kMoments; ++k) s[k] = weight.S[k].row(r);
+    for (std::size_t k = 0; k < kMoments; ++k) {
+      Extent extent = kInfo.moments[k].extent;
+      s[k] = weight.S[k].row(extent == Extent::column ? 0 : r);
+      if (extent == Extent::row) s[k].assign(w.size(), s[k][0]);
+    }
     for (std::size_t c = 0; c < w.size(); ++c) {
       Scalar x(w[c]), moments[kMaxMoments];
       for (std::size_t k = 0; k < kMoments; ++k) moments[k] = Scalar(s[k][c]);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "forge/rules/list.h"
 
@@ -73,6 +74,14 @@ inline const auto kCases = [] {
       Case<LambMoments>{"lamb: its moments", {.lr = 1e-2, .beta2 = 0.99, .grad_averaging = false}},
       Case<Lamb>{"lamb", {.lr = 1e-2, .weight_decay = 0.1}},
       Case<Lamb>{"lamb, decoupled", {.lr = 1e-2, .weight_decay = 0.1, .trust_clip = true, .decoupled_decay = true}},
+      Case<AdafactorSums>{"adafactor: its sums", {}},
+      Case<Adafactor>{"adafactor", {.lr = 0.1, .eps1 = 1e-3, .weight_decay = 0.3}},
+      Case<AdafactorVectorSums>{"adafactor, a vector: its sums", {.beta2_decay = -0.3}},
+      Case<AdafactorVector>{"adafactor, a vector", {.eps1 = 0.1, .weight_decay = 0.3, .maximize = true}},
+      Case<AdaLomoSums>{"adalomo: its sums", {}},
+      Case<AdaLomo>{"adalomo", {.lr = 0.1, .weight_decay = 0.3}},
+      Case<AdaLomoVectorSums>{"adalomo, a vector: its sums", {.eps1 = 1e-3}},
+      Case<AdaLomoVector>{"adalomo, a vector", {.lr = 0.1, .clip_threshold = 0.1, .weight_decay = 0.3}},
       Case<MuonMomentum>{"muon: its momentum", {.lr = 0.1, .momentum = 0.8}},
       Case<Muon>{"muon", {.lr = 0.1, .weight_decay = 0.3}},
   };
@@ -128,11 +137,21 @@ constexpr bool is_pass() {
 // Sums that a pass before the last may have come to.
 inline constexpr Sums kSums = {.of_squares = {3, 7}, .out = 20, .in = 30};
 
+// A Step that knows some sums over the rows and columns of such a weight.
+template <class Rule>
+typename Rule::Step with_some_lines(const typename Rule::Step& step) {
+  std::vector<double> of_rows(20, 3), of_columns(30, 2);
+  std::vector<float> rows(20), columns(30);
+  return Rule::with_lines(Rule::for_weight(step, {}), {of_rows, of_columns}, rows, columns);
+}
+
 // The constants of a rule's pass, whichever it is.
 template <class Rule>
 typename Rule::Step prepare_pass(const typename Rule::Options& options, const Progress& progress) {
   std::optional<typename Rule::Step> step;
-  if constexpr (requires { Rule::prepare(options, progress); })
+  if constexpr (has_lines<Rule>())
+    step = with_some_lines<Rule>(Rule::prepare(options, progress));
+  else if constexpr (requires { Rule::prepare(options, progress); })
     step = Rule::prepare(options, progress);
   else
     RuleList::for_each([&]<class R>() {

@@ -14,12 +14,15 @@
 // them and not from the rules.
 namespace forge::testing {
 
-// The elements of a weight of (out, in).
+// The elements of a weight of (out, in), row by row; or of a vector.
 struct WholeGiven {
   std::vector<Given> elements;
   double out, in;
+  bool vector = false;
 
   double size() const { return out * in; }
+  std::size_t row(std::size_t i) const { return i / static_cast<std::size_t>(in); }
+  std::size_t col(std::size_t i) const { return i % static_cast<std::size_t>(in); }
 };
 
 // √Σ f(i)² over the elements.
@@ -79,6 +82,69 @@ inline std::vector<Step64> whole_formula(const LambOptions& o, const WholeGiven&
   std::vector<Step64> all;
   for (std::size_t i = 0; i < m.size(); ++i)
     all.push_back({Terms((keep - 1) * s.elements[i].w) - o.lr * ratio * r[i], {m[i], v[i]}});
+  return all;
+}
+
+// What torch.optim.Adafactor and AdaLomo share; least: of the mean of the rows' numbers, and of an element's square.
+struct Factored64 {
+  double k, added, least_mean, least;
+
+  Terms towards(double old, double square) const { return (1 - k) * Terms(old) + k * Terms(square + added); }
+
+  // U, and the new moments.
+  std::vector<Step64> directions(const WholeGiven& s) const {
+    std::vector<Step64> all;
+    if (s.vector) {
+      for (const Given& e : s.elements) {
+        Terms v = towards(e.moment[0], e.g * e.g);
+        all.push_back({Terms(e.g / std::sqrt(std::max(v.value, least))), {v}});
+      }
+      return all;
+    }
+    std::vector<double> row_mean(static_cast<std::size_t>(s.out)), col_mean(static_cast<std::size_t>(s.in));
+    for (std::size_t i = 0; i < s.elements.size(); ++i) {
+      double square = s.elements[i].g * s.elements[i].g;
+      row_mean[s.row(i)] += square / s.in;
+      col_mean[s.col(i)] += square / s.out;
+    }
+    double mean = 0;
+    for (std::size_t i = 0; i < s.elements.size(); ++i)
+      mean += towards(s.elements[i].moment[0], row_mean[s.row(i)]).value / s.size();
+    for (std::size_t i = 0; i < s.elements.size(); ++i) {
+      const Given& e = s.elements[i];
+      Terms R = towards(e.moment[0], row_mean[s.row(i)]), C = towards(e.moment[1], col_mean[s.col(i)]);
+      double v = std::max(R.value * C.value / std::max(mean, least_mean), least);
+      all.push_back({Terms(e.g / std::sqrt(v)), {R, C}});
+    }
+    return all;
+  }
+};
+
+inline double rms(const WholeGiven& s, const std::vector<Step64>& directions) {
+  return root_of_squares(s, [&](std::size_t i) { return directions[i].change.value; }) / std::sqrt(s.size());
+}
+inline double rms_of_weight(const WholeGiven& s) {
+  return root_of_squares(s, [&](std::size_t i) { return s.elements[i].w; }) / std::sqrt(s.size());
+}
+
+// Of a weight in fp32.
+inline std::vector<Step64> whole_formula(const AdafactorOptions& o, const WholeGiven& s) {
+  double t = static_cast<double>(s.elements[0].step), eps1 = o.eps1 < 0 ? std::ldexp(1, -23) : o.eps1;
+  std::vector<Step64> all = Factored64{std::pow(t, o.beta2_decay), 0, eps1, eps1 * eps1}.directions(s);
+  double alpha = std::max(o.eps2, rms_of_weight(s)) * std::min(o.lr, 1 / std::sqrt(t));
+  double step = (o.maximize ? -alpha : alpha) / std::max(1.0, rms(s, all) / o.d);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    all[i].change = Terms(-o.lr * o.weight_decay * s.elements[i].w) - step * all[i].change;
+  return all;
+}
+
+inline std::vector<Step64> whole_formula(const AdaLomoOptions& o, const WholeGiven& s) {
+  double t = static_cast<double>(s.elements[0].step);
+  std::vector<Step64> all = Factored64{std::pow(t, o.decay_rate), o.eps1, 0, 0}.directions(s);
+  double lr = o.lr * std::max(o.eps2, rms_of_weight(s));
+  double clip = std::max(1.0, rms(s, all) / o.clip_threshold);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    all[i].change = Terms(-lr * o.weight_decay * s.elements[i].w) - lr / clip * all[i].change;
   return all;
 }
 
