@@ -78,8 +78,8 @@ TEST(FormatContract, AZeroGradientLeavesAFreshWeightAsItIs) {
   });
   // Adagrad begins at initial_accumulator_value, Adamax at eps, Rprop at its first step size; ASGD averages W, and
   // Muon's first pass makes a matrix that is no weight. AdaLomo adds eps to squares, and divides by nothing else.
-  const std::set<std::string> starting = {"adagrad", "adamax", "rprop", "asgd", "muon_momentum", "adalomo",
-                                          "adalomo_vector", "adalomo_vector_sums"};
+  const std::set<std::string> starting = {"adagrad",       "adamax",  "rprop",          "asgd",
+                                          "muon_momentum", "adalomo", "adalomo_vector", "adalomo_vector_sums"};
   RuleList::for_each(
       [&]<class Rule>() { EXPECT_NE(resting.contains(Rule::kName), starting.contains(Rule::kName)) << Rule::kName; });
   std::vector<RuleStep> decaying = steps_of<rules::AdamW>({.weight_decay = 10}, 20);

@@ -123,10 +123,13 @@ TEST(LineSums, RefuseOtherLengths) {
   std::vector<double> rows(3), columns(4);
   everywhere({3, 4, {}}, [&](const Lines&, const Place& place) {
     for (Shape shape : {Shape{3, 5}, Shape{2, 4}})
-      EXPECT_TRUE(refuses([&] { in_context(place, {shape.out, shape.in, {}}, [&](const Context& c) {
-                                  sum_squares_of_lines({shape.out, shape.in, {}}, rows, columns, c);
-                                }); },
-                          {"sum_squares_of_lines", "3 rows and 4 columns"}));
+      EXPECT_TRUE(refuses(
+          [&] {
+            in_context(place, {shape.out, shape.in, {}}, [&](const Context& c) {
+              sum_squares_of_lines({shape.out, shape.in, {}}, rows, columns, c);
+            });
+          },
+          {"sum_squares_of_lines", "3 rows and 4 columns"}));
   });
 }
 

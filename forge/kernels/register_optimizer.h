@@ -33,7 +33,7 @@ template <class Options, class Rule>
 constexpr bool check_own_rule() {
   using Step = typename Rule::Step;
   static_assert(std::is_same_v<typename Rule::Options, Options>, "a rule is registered with its own Options");
-  static_assert(!has_next_pass<Rule>(), "a rule of one's own takes one pass");
+  static_assert(!has_next_pass<Rule>() && !has_lines<Rule>(), "a rule of one's own takes one pass");
   static_assert(std::is_trivially_copyable_v<Step>, "a rule's Step holds plain numbers and flags only");
   static_assert(sizeof(Step) <= RuleStep::kMostBytes, "a rule's Step is at most 96 bytes: 24 constants");
   static_assert(Rule::kMoments.size() <= kMaxMoments, "a rule keeps no more moments than the largest of RuleList");

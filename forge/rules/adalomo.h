@@ -7,8 +7,8 @@
 
 namespace forge {
 
-// Adafactor's second moment with a rate that the weight's size decides (Lv et al., arXiv 2310.10195), as OpenLMLab/LOMO's
-// AdaLomo defines it. factored.h has the formulas; with t the number of this update,
+// Adafactor's second moment with a rate that the weight's size decides (Lv et al., arXiv 2310.10195), as
+// OpenLMLab/LOMO's AdaLomo defines it. factored.h has the formulas; with t the number of this update,
 //   k = t^decay_rate,  added = eps1,  least_mean = least = 0,  d = clip_threshold
 //   rate = lr · max(eps2, rms(w)),  keep = 1 − rate · weight_decay
 struct AdaLomoOptions {

@@ -27,9 +27,9 @@ namespace forge::rules {
 // What the passes are made from.
 struct FactoredPlan {
   double k, added;
-  double least_mean, least;      // below 0: the epsilon of the weight's dtype, and its square
-  double rate, lowest_rms, d;    // rate is multiplied by max(lowest_rms, rms(w))
-  double decay, decay_of_rate;   // keep = 1 − decay − decay_of_rate · rate
+  double least_mean, least;     // below 0: the epsilon of the weight's dtype, and its square
+  double rate, lowest_rms, d;   // rate is multiplied by max(lowest_rms, rms(w))
+  double decay, decay_of_rate;  // keep = 1 − decay − decay_of_rate · rate
 
   FactoredPlan of(const WeightTraits& weight) const {
     FactoredPlan plan = *this;

@@ -52,8 +52,8 @@ struct RuleInfo {
   // 0 is the weight, 1 + k moment k.
   constexpr bool writes(int which) const { return which == 0 ? writes_weight : writes_moments; }
   Takes takes;
-  NewtonSchulz (*orthogonalized)(const RuleStep& step);           // null: w is the weight
-  RuleStep (*next_pass)(const RuleStep& step, const Sums& sums);  // null: this is the last
+  NewtonSchulz (*orthogonalized)(const RuleStep& step);                      // null: w is the weight
+  RuleStep (*next_pass)(const RuleStep& step, const Sums& sums);             // null: this is the last
   RuleStep (*for_weight)(const RuleStep& step, const WeightTraits& weight);  // null: it is for all
   // Null: no moment has one number for a row or a column.
   RuleStep (*with_lines)(const RuleStep& step, const LineSums& squares, std::span<float> rows,
@@ -186,6 +186,7 @@ RuleStep for_weight(const RuleStep& step, const WeightTraits& weight) {
 }
 template <class Rule>
 RuleStep with_lines(const RuleStep& step, const LineSums& squares, std::span<float> rows, std::span<float> columns) {
+  static_assert(Rule::kMoments[0].extent == Extent::row && Rule::kMoments[1].extent == Extent::column);
   return RuleStep::of<Rule>(Rule::with_lines(*step.get<Rule>(), squares, rows, columns));
 }
 

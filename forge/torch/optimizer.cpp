@@ -41,6 +41,11 @@ void check_state_format(const char* whose, std::optional<Format> format) {
 // Moments of fewer than 16 bits are for large matrices.
 bool is_large(const at::Tensor& parameter) { return parameter.dim() >= 2 && parameter.numel() >= kLeastCompressed; }
 
+bool is_taken(const at::Tensor& parameter, Takes takes) {
+  bool fits = parameter.dim() == 2 || (parameter.dim() < 2 && takes == Takes::vectors_and_matrices);
+  return takes == Takes::any || (fits && parameter.is_contiguous());
+}
+
 void check_formats(const OptimizerOptions& o) {
   check_state_format("", o.state_format);
   check(info_of(o.weight_format).for_weights && info_of(o.weight_format).values == DType::bf16,
@@ -59,9 +64,9 @@ void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name,
         parameter.sizes(), " is not a leaf that requires a gradient");
   check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),
         " has strides ", parameter.strides(), ", which leave gaps or overlap; make it contiguous");
-  check(!rule.orthogonalized || (parameter.dim() == 2 && parameter.is_contiguous()), "Optimizer: ", rule.name,
-        " makes a matrix orthogonal, and a parameter has shape ", parameter.sizes(), " and strides ",
-        parameter.strides(), "; give it contiguous matrices, and the rest to another optimizer, AdamW for one");
+  check(is_taken(parameter, rule.takes), "Optimizer: ", rule.name, " is for contiguous ",
+        rule.takes == Takes::matrices ? "matrices" : "vectors and matrices", ", and a parameter has shape ",
+        parameter.sizes(), " and strides ", parameter.strides(), "; give it to another optimizer, AdamW for one");
   check_state_format("a group's ", state_format);
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
@@ -90,7 +95,13 @@ Format Optimizer::Impl::state_format_of(std::size_t i) const {
 
 StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment) {
   ScopedPurpose purpose(Purpose::state);
-  return zeros_in_format(state[i].parameter, state_format_of(i), moment.sign);
+  return zeros_of_moment(state[i].parameter, moment, state_format_of(i));
+}
+
+RuleStep Optimizer::Impl::rule_for(std::size_t i) const {
+  const at::Tensor& parameter = state[i].parameter;
+  double epsilon = parameter.scalar_type() == at::kBFloat16 ? 0x1p-7 : 0x1p-23;
+  return next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
 }
 
 void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule) {
@@ -115,13 +126,14 @@ void Optimizer::Impl::add_rounding(std::size_t i, Format format, std::span<const
                                    std::span<const RoundingCount> counts) {
   rounding[{i, "weight", format}] += counts[0];
   for (std::size_t k = 0; k < moments.size(); ++k)
-    rounding[{i, moments[k].key, state[i].moments[k].format}] += counts[1 + k];
+    if (moments[k].extent == Extent::element)
+      rounding[{i, moments[k].key, state[i].moments[k].format}] += counts[1 + k];
 }
 
 // in_backward: consumes the gradient.
 void Optimizer::Impl::update(std::size_t i) {
   load(i);
-  apply(i, gradient_of(i).expression(), next_rule(i));
+  apply(i, gradient_of(i).expression(), rule_for(i));
   records[i]->spend();
 }
 
@@ -139,7 +151,7 @@ void Optimizer::Impl::step(double scale) {
     WholeGradient G = gradient_of(i);
     if (G.empty()) continue;
     load(i);
-    RuleStep rule = next_rule(i);
+    RuleStep rule = rule_for(i);
     G.expression();
     updates.push_back({i, std::move(G), rule});
   }

@@ -151,6 +151,8 @@ using CautiousAdamW = OptimizerOf<CautiousAdamWOptions>;
 using StableAdamW = OptimizerOf<StableAdamWOptions>;
 using LAMB = OptimizerOf<LambOptions>;
 using Muon = OptimizerOf<MuonOptions>;
+using Adafactor = OptimizerOf<AdafactorOptions>;
+using AdaLomo = OptimizerOf<AdaLomoOptions>;
 
 // ‖G‖ over all parameters that have a gradient; each gradient's scale is multiplied by min(1, max_norm / (norm +
 // 1e-6)), as torch.nn.utils.clip_grad_norm_ does. Returns the norm before clipping. A non-finite norm leaves the

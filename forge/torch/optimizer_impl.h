@@ -23,7 +23,7 @@ struct Optimizer::Impl {
   explicit Impl(OptimizerOptions o, bool handles = false);
   virtual ~Impl() = default;
 
-  // The constants of parameter i's next update, and where the one after it stands.
+  // The constants of parameter i's next update as the options have them, and where the one after it stands.
   virtual RuleStep next_rule(std::size_t i) const = 0;
   virtual Progress next_progress(std::size_t i) const = 0;
   // Brings state[i] up to date with the host before it is read, and the host with state[i] after an update.
@@ -37,7 +37,9 @@ struct Optimizer::Impl {
   void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format,
             const RuleInfo& rule);
   void update(std::size_t i);
-  // rule: next_rule(i).
+  // The next update's rule for this parameter.
+  RuleStep rule_for(std::size_t i) const;
+  // rule: rule_for(i).
   void apply(std::size_t i, const Expression& G, const RuleStep& rule);
   // scale: a factor of all gradients, for this step alone.
   void step(double scale = 1);

@@ -55,6 +55,17 @@ StoredTensor zeros_in_format(const at::Tensor& parameter, Format format, Sign si
   return {format, std::move(values), zeros_of_rest(parameter, format)};
 }
 
+std::vector<std::int64_t> sizes_of_moment(const at::Tensor& parameter, const Moment& moment) {
+  if (moment.extent == Extent::element) return parameter.sizes().vec();
+  Shape shape = matrix_shape(parameter);
+  return {moment.rows(shape.out), moment.cols(shape.in)};
+}
+
+StoredTensor zeros_of_moment(const at::Tensor& parameter, const Moment& moment, Format format) {
+  if (moment.extent == Extent::element) return zeros_in_format(parameter, format, moment.sign);
+  return at::zeros(sizes_of_moment(parameter, moment), parameter.options().dtype(at::kFloat)).requires_grad_(false);
+}
+
 StoredTensor in_format(const StoredTensor& from, Format format, Sign sign) {
   if (from.format == format) return from;
   StoredTensor to = zeros_in_format(from.values, format, sign);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "forge/formats/format.h"
+#include "forge/rules/rule.h"
 #include "forge/torch/matrix_view.h"
 
 namespace forge {
@@ -29,6 +30,11 @@ struct StoredTensor {
 
 // Zeros in a format, of the parameter's shape and memory order.
 StoredTensor zeros_in_format(const at::Tensor& parameter, Format format, Sign sign);
+
+// What a rule keeps for a parameter before its first update; in `format`, or in fp32 where it has one number for a row
+// or a column. And its shape.
+StoredTensor zeros_of_moment(const at::Tensor& parameter, const Moment& moment, Format format);
+std::vector<std::int64_t> sizes_of_moment(const at::Tensor& parameter, const Moment& moment);
 
 // The type of a format's values, and the shape of its scales for a tensor of that shape.
 at::ScalarType values_type(Format format, Sign sign);

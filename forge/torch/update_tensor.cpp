@@ -6,8 +6,10 @@
 #include <array>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "forge/base/error.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/update.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/executor.h"
@@ -29,6 +31,17 @@ struct Passes {
   std::span<RoundingCount> rounding;
   at::Tensor direction;  // of the pass before, orthogonal
   Term dense;
+
+  // The first: that of the rule or, where some moments are of rows and columns, with these brought up to date.
+  RuleStep first(const RuleStep& rule, const Expression& G) const {
+    if (!rule.rule().with_lines) return rule;
+    std::vector<double> of_rows(static_cast<std::size_t>(G.out)), of_columns(static_cast<std::size_t>(G.in));
+    sum_squares_of_lines(G, of_rows, of_columns, torch_context(G));
+    auto numbers = [](const Stored& m) {
+      return std::span(static_cast<float*>(m.values.data), static_cast<std::size_t>(m.values.rows * m.values.cols));
+    };
+    return rule.rule().with_lines(rule, {of_rows, of_columns}, numbers(S[0]), numbers(S[1]));
+  }
 
   // Runs one, and gives the next.
   std::optional<RuleStep> run(const RuleStep& pass, const Expression& G) {
@@ -57,12 +70,16 @@ struct Passes {
 
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
                    const Expression& G, const RuleStep& rule, std::span<RoundingCount> rounding) {
-  check(moments.size() <= kMaxMoments, "update: ", moments.size(), " moments are more than any rule has");
+  check(moments.size() == rule.rule().moments.size(), "update: ", rule.name(), " keeps ", rule.rule().moments.size(),
+        " moments, got ", moments.size());
   Shape shape = matrix_shape(weight.values);
   std::array<Stored, kMaxMoments> S;
-  for (std::size_t i = 0; i < moments.size(); ++i) S[i] = moments[i].view(shape);
+  for (std::size_t i = 0; i < moments.size(); ++i) {
+    const Moment& moment = rule.rule().moments[i];
+    S[i] = moments[i].view({moment.rows(shape.out), moment.cols(shape.in)});
+  }
   Passes passes = {weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
-  std::optional<RuleStep> pass = passes.run(rule, G);
+  std::optional<RuleStep> pass = passes.first(rule, G);
   while (pass) pass = passes.run(*pass, passes.gradient(G));
   bump(weight);
   for (const StoredTensor& moment : moments) bump(moment);

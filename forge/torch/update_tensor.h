@@ -11,10 +11,10 @@
 
 namespace forge {
 
-// W, S ← Rule(W, S, G) on contiguous tensors of one shape, through the fused kernel, in all passes that the rule takes.
-// A direction that is to be orthogonal is one fp32 matrix of the weight's shape, which lives until this returns. The
-// version counters of what is written move, so that autograd notices a later use of what it saved. rounding: as the
-// kernel has it.
+// W, S ← Rule(W, S, G) on contiguous tensors, through the fused kernel, in all passes that the rule takes. Moments are
+// of the weight's shape or as sizes_of_moment (stored_tensor.h) has them. A direction that is to be orthogonal is one
+// fp32 matrix of the weight's shape, which lives until this returns. The version counters of what is written move, so
+// that autograd notices a later use of what it saved. rounding: as the kernel has it.
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
                    const Expression& G, const RuleStep& rule, std::span<RoundingCount> rounding = {});
 

@@ -110,7 +110,7 @@ struct HostedImpl final : Optimizer::Impl {
     s.low = at::Tensor();
     s.progress = {};
     entries[i].made.clear();
-    const RuleInfo& info = *(entries[i].info = &rule->prepare(values_of(*rule, entries[i].group), {}).rule());
+    const RuleInfo& info = *(entries[i].info = &rule_for(i).rule());
     py::object of_host = host_state(i);
     if (of_host.is_none()) return;
     auto there = [&](const Moment& moment) { return !of_host.attr("get")(moment.key).is_none(); };
@@ -154,8 +154,14 @@ struct HostedImpl final : Optimizer::Impl {
   StoredTensor usable_moment(std::size_t i, const Moment& moment, const py::object& value, const py::object& of_host) {
     const at::Tensor& parameter = state[i].parameter;
     at::Tensor t = local(value);
-    check(t.sizes() == parameter.sizes(), "state: \"", moment.key, "\" is ", t.sizes(), " for a parameter of shape ",
-          parameter.sizes());
+    std::vector<std::int64_t> sizes = sizes_of_moment(parameter, moment);
+    check(t.sizes() == at::IntArrayRef(sizes), "state: \"", moment.key, "\" is ", t.sizes(),
+          " for a parameter of shape ", parameter.sizes());
+    if (moment.extent != Extent::element) {
+      at::Tensor usable = t.to(at::kFloat).contiguous();
+      if (!usable.is_same(t)) of_host[moment.key] = usable;
+      return usable;
+    }
     StoredTensor there = stored_moment(moment, t, of_host);
     Format format = wanted_format(i, there.format);
     if (format == Format::bf16_stochastic && there.format == Format::bf16) there.format = format;  // the same bits

@@ -226,14 +226,19 @@ StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>
   return {values.scalar_type() == at::kFloat8_e4m3fn ? Format::fp8 : Format::int8, values, *scale};
 }
 
-// What a rule with a group's options keeps of a parameter: its moments as (key, whether it is never negative), then its
-// numbers.
+// What a rule with a group's options keeps of a parameter: its moments as (key, whether it is never negative), a
+// vector's too where they are others, then its numbers.
 py::tuple state_keys(const std::string& rule, const py::dict& group) {
   const OptimizerInfo& optimizer = torch_rule(rule);
-  const RuleInfo& info = optimizer.prepare(values_of(optimizer, group), {}).rule();
+  RuleStep step = optimizer.prepare(values_of(optimizer, group), {});
+  const RuleInfo& info = step.rule();
   py::list moments, scalars;
-  for (const Moment& moment : info.moments)
-    moments.append(py::make_tuple(moment.key, moment.sign == Sign::not_negative));
+  auto add_moments = [&](const RuleInfo& of) {
+    for (const Moment& moment : of.moments)
+      moments.append(py::make_tuple(moment.key, moment.sign == Sign::not_negative));
+  };
+  add_moments(info);
+  if (info.for_weight) add_moments(step.for_weight({.dimensions = 1}).rule());
   if (optimizer.counts_steps) scalars.append("step");
   for (const char* scalar : info.scalars) scalars.append(scalar);
   return py::make_tuple(moments, scalars);

@@ -253,6 +253,17 @@ class Rprop(FusedOptimizer, torch.optim.Rprop):
     _rule = "Rprop"
 
 
+class Adafactor(FusedOptimizer, torch.optim.Adafactor):
+    __doc__ = (
+        """A second moment of one number a row and column (arXiv 1804.04235), as ``torch.optim.Adafactor``.
+
+    For vectors and matrices. The gradient's products are computed three times: for the sums over rows and columns, for
+    the sizes of the update and of the weight, for the weight. ``row_var`` and ``col_var`` are fp32."""
+        + _OPTIONS.format(name="Adafactor")
+    )
+    _rule = "Adafactor"
+
+
 class Muon(FusedOptimizer, torch.optim.Muon):
     __doc__ = (
         """Orthogonal momentum (kellerjordan.github.io/posts/muon), as ``torch.optim.Muon``; its iteration runs in fp32.

@@ -185,6 +185,25 @@ def lamb(w, g, s, o, t):
     return Sum(-decay * w) - o["lr"] * ratio * r, {"exp_avg": m, "exp_avg_sq": v}
 
 
+def adalomo(w, g, s, o, t):
+    def towards(key, square):
+        return average(1 - t ** o["decay_rate"], s[key], Sum(square + o["eps"][0]))
+
+    if o["clip_grad_norm"] is not None:
+        g = g * (o["clip_grad_norm"] / (g.norm() + 1e-6)).clamp(max=1)
+    if w.dim() < 2:
+        moments = {"exp_avg_sq": towards("exp_avg_sq", g * g)}
+        u = g / moments["exp_avg_sq"].value.sqrt()
+    else:
+        row = towards("exp_avg_sq_row", (g * g).mean(1, keepdim=True))
+        col = towards("exp_avg_sq_col", (g * g).mean(0, keepdim=True))
+        moments = {"exp_avg_sq_row": row, "exp_avg_sq_col": col}
+        u = g / (row.value / row.value.mean() * col.value).sqrt()
+    u = u / (u.square().mean().sqrt() / o["clip_threshold"]).clamp(min=1)
+    lr = o["lr"] * w.square().mean().sqrt().clamp(min=o["eps"][1])
+    return Sum(-lr * o["weight_decay"] * w) - Sum(lr * u), moments
+
+
 FORMULAS = {
     "Lion": lion,
     "Signum": signum,
@@ -199,4 +218,5 @@ FORMULAS = {
     "CautiousAdamW": cautious_adamw,
     "StableAdamW": stable_adamw,
     "LAMB": lamb,
+    "AdaLomo": adalomo,
 }

@@ -13,7 +13,10 @@ def third(step):
     return step / 3
 
 
-TORCHS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "Muon")
+TORCHS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD",
+          "Adafactor", "Muon")  # fmt: skip
+# What keeps numbers of rows and columns of a matrix, and for a vector something else.
+FACTORED = ("Adafactor", "AdaLomo")
 
 CASES = {
     "SGD": [
@@ -59,6 +62,11 @@ CASES = {
     ],
     "Rprop": [{}, dict(etas=(0.7, 1.5), step_sizes=(1e-3, 0.02), maximize=True)],
     "ASGD": [{}, dict(lambd=0.1, alpha=0.5, t0=2, weight_decay=0.1, maximize=True)],
+    "Adafactor": [
+        {},
+        dict(beta2_decay=-0.3, eps=(1e-3, 2.0), weight_decay=0.3, maximize=True),
+        dict(lr=torch.tensor(0.02), eps=(None, 1e-2), d=1.5),
+    ],
     "Muon": [
         {},
         dict(lr=0.02, weight_decay=0.3, momentum=0.6, nesterov=False, ns_steps=3),
@@ -115,6 +123,11 @@ CASES = {
         dict(weight_decay=0.0, bias_correction=False, grad_averaging=False, max_grad_norm=20.0),
         dict(lr=0.1, weight_decay=0.3, always_adapt=True, decoupled_decay=True, max_grad_norm=None),
     ],
+    "AdaLomo": [
+        {},
+        dict(clip_grad_norm=20.0),
+        dict(lr=0.1, eps=(1e-3, 2.0), clip_threshold=0.5, decay_rate=-0.4, weight_decay=0.3),
+    ],
 }
 ALL = [pytest.param(cls, options, id=f"{cls} {i}") for cls in CASES for i, options in enumerate(CASES[cls])]
 # Of Muon, which is for matrices and takes no foreach, test_muon.py has these.
@@ -126,13 +139,17 @@ every_case = pytest.mark.parametrize("cls, options", ALL)
 every_optimizer = pytest.mark.parametrize("cls", CASES)
 
 
+# Options that clip all gradients together.
+CLIPPED = {"LAMB": ["max_grad_norm"], "AdaLomo": ["clip_grad_norm"]}
+
+
 def ours_of(cls, params, **options):
-    """Ready to train. Of a model Muon takes the matrices; in backward LAMB clips nothing."""
+    """Ready to train. Of a model Muon takes the matrices; in backward nothing is clipped."""
     if cls == "Muon" and isinstance(params, torch.nn.Module):
         forge.fuse(params, verbose=False)
         params = matrices(params)
-    if cls == "LAMB" and options.get("schedule") == "in_backward":
-        options |= {"max_grad_norm": None}
+    if options.get("schedule") == "in_backward":
+        options |= {key: None for key in CLIPPED.get(cls, ())}
     optimizer = getattr(forge, cls)(params, **options)
     if hasattr(optimizer, "train"):
         optimizer.train()

@@ -12,7 +12,7 @@ VALUES, STEPS = 4000, 6
 
 
 def values(seed, low, high):
-    """Of both signs, log-uniform."""
+    """Of both signs, log-uniform: a vector."""
     generator = torch.Generator().manual_seed(seed)
     uniform, coin = torch.rand(2, VALUES, generator=generator)
     return 10 ** (low + (high - low) * uniform) * (1 - 2 * (coin < 0.5).float())
@@ -51,11 +51,13 @@ def largest_terms(cls, p, optimizer, g):
     group = optimizer.param_groups[0]
     g = -g if group["maximize"] else g
     saved = copy.deepcopy(optimizer.state_dict())
-    if cls != "AdamW" and not group.get("decoupled_weight_decay"):
+    if cls not in ("AdamW", "Adafactor") and not group.get("decoupled_weight_decay"):
         # Decay that is added to the gradient: both round it once, in the same fma.
         g = g.double() + group.get("weight_decay", 0) * p.detach().double()
         saved["param_groups"][0]["weight_decay"] = 0
     saved["param_groups"][0]["maximize"] = False
+    if cls == "Adafactor":  # None is the dtype's
+        saved["param_groups"][0]["eps"] = tuple(torch.finfo(p.dtype).eps if e is None else e for e in group["eps"])
     for of in saved["state"].values():
         for key, x in of.items():
             of[key] = x.abs() if isinstance(x, torch.Tensor) else x
@@ -71,9 +73,9 @@ def largest_terms(cls, p, optimizer, g):
     return change, moments
 
 
-def distance_to_torch(cls, options, **their_options):
+def distance_to_torch(cls, options, shape=(VALUES,), **their_options):
     """The worst units of a step, state and weights going from each side to the other in turns."""
-    ours_p, theirs_p = (nn.Parameter(values(0, -3, 1)) for _ in range(2))
+    ours_p, theirs_p = (nn.Parameter(values(0, -3, 1).view(shape)) for _ in range(2))
     ours = ours_of(cls, [ours_p], **copy.deepcopy(options))
     theirs = getattr(torch.optim, cls)([theirs_p], **copy.deepcopy(options), **(their_options or {"foreach": False}))
     worst = 0.0
@@ -84,6 +86,7 @@ def distance_to_torch(cls, options, **their_options):
             target_p.data.copy_(source_p.detach())
         if t == 3:
             halve_lr(ours, theirs)
+        g = g.view(shape)
         ours_p.grad, theirs_p.grad = g.clone(), g.clone()
         old, old_moments = ours_p.detach().clone(), moments_of(ours, ours_p)
         change, moments = largest_terms(cls, theirs_p, theirs, g)
@@ -100,14 +103,15 @@ def distance_to_torch(cls, options, **their_options):
     return worst
 
 
-def distance_to_formula(cls, options):
-    p = nn.Parameter(values(0, -3, 1))
+def distance_to_formula(cls, options, shape=(VALUES,)):
+    p = nn.Parameter(values(0, -3, 1).view(shape))
     optimizer = ours_of(cls, [p], **options)
     formula = FORMULAS[cls]
     if "clip_lambda" in options:
         formula = lambda *given: adopt(*given, clip=options["clip_lambda"])  # noqa: E731
     worst = 0.0
     for t, g in enumerate(gradients(), start=1):
+        g = g.view(shape)
         p.grad = g.clone()
         if t == 4:
             halve_lr(optimizer)
@@ -115,7 +119,7 @@ def distance_to_formula(cls, options):
             optimizer.update_hessian()
         if cls == "MARS" and t > 1 and not optimizer.param_groups[0]["is_approx"]:
             optimizer.state[p]["last_grad"].copy_(0.5 * g)
-        w, old = p.detach().double(), collections.defaultdict(lambda: torch.zeros(VALUES, dtype=torch.double))
+        w, old = p.detach().double(), collections.defaultdict(lambda: torch.zeros((), dtype=torch.double))
         old |= {key: x.double() for key, x in moments_of(optimizer, p).items()}
         change, moments = formula(w, g.double(), old, optimizer.param_groups[0], t)
         optimizer.step()

@@ -250,7 +250,7 @@ def test_names_of_the_library_are_taken(tmp_path, plain):
     "change, sentence",
     [
         (dict(formula="h"), "‘h’ was not declared|use of undeclared identifier 'h'"),
-        (dict(constants=17), "a rule's Step is at most 64 bytes"),
+        (dict(constants=25), "a rule's Step is at most 96 bytes"),
         (dict(moments=", ".join(f'Moment{{"m{i}"}}' for i in range(9))), "a rule keeps no more moments than"),
     ],
 )

@@ -10,25 +10,36 @@ forge = pytest.importorskip("forge_optim")
 
 from forge_optim import _C  # noqa: E402
 from published_formulas import FORMULAS  # noqa: E402
-from rule_cases import CASES, TORCHS, comparable_cases, every_case, every_optimizer, moments_of, ours_of  # noqa: E402
-from rule_distance import distance_to_formula, distance_to_torch  # noqa: E402
+from rule_cases import (  # noqa: E402
+    CASES,
+    CLIPPED,
+    FACTORED,
+    TORCHS,
+    comparable_cases,
+    every_case,
+    every_optimizer,
+    moments_of,
+    ours_of,
+)
+from rule_distance import VALUES, distance_to_formula, distance_to_torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 RULE_NAMES = _C.rule_names()  # before a test loads more
 
 # How far a step may be from theirs, in units of ulp(what was there) + ulp(the largest term of the change): what 24,000
 # updates of each case give, rounded up. torch's own foreach and fused paths differ from its plain one by 3.2 (AdamW),
-# 4.8 (NAdam), 2.0 (Adam, RAdam, Adagrad, ASGD) and, for the others, 0.
+# 4.8 (NAdam), 2.0 (Adam, RAdam, Adagrad, ASGD) and, for the others, 0. torch's Adafactor is 6.8 from float64, ours 2.6.
 K = {"SGD": 1, "Adam": 3, "AdamW": 4, "NAdam": 4, "RAdam": 3, "Adamax": 1, "Adagrad": 3, "Adadelta": 6, "RMSprop": 3,
      "Rprop": 1, "ASGD": 2, "Lion": 2, "Signum": 2, "Adan": 7, "AdEMAMix": 5, "ADOPT": 3, "ScheduleFreeAdamW": 5,
      "ScheduleFreeSGD": 3, "SophiaG": 2, "MARS": 7, "Grams": 3, "CautiousAdamW": 5, "StableAdamW": 4,
-     "LAMB": 4}  # fmt: skip
+     "LAMB": 4, "Adafactor": 8, "AdaLomo": 3}  # fmt: skip
 
 
 @comparable_cases
 def test_a_step_is_that_of_the_defining_implementation(cls, options):
-    distance = (distance_to_torch if cls in TORCHS else distance_to_formula)(cls, options)
-    assert distance <= K[cls]
+    distance = distance_to_torch if cls in TORCHS else distance_to_formula
+    for shape in [(VALUES,), (50, 80)] if cls in FACTORED else [(VALUES,)]:
+        assert distance(cls, options, shape) <= K[cls]
 
 
 def test_adams_decay_may_be_decoupled():
@@ -75,8 +86,8 @@ def trained(cls, options, micro_batches, fused=True, tokens=3, **more):
 @pytest.mark.parametrize("schedule, micro_batches", [("at_step", 1), ("at_step", 2), ("in_backward", 1)])
 @every_case
 def test_a_fused_weight_has_the_bits_that_a_stored_gradient_gives(cls, options, schedule, micro_batches):
-    if cls == "LAMB" and schedule == "in_backward":
-        options = options | {"max_grad_norm": None}
+    if schedule == "in_backward":
+        options = options | {key: None for key in CLIPPED.get(cls, ())}
     expected, plain = trained(cls, options, micro_batches, fused=False)
     weight, optimizer = trained(cls, options, micro_batches, schedule=schedule)
     assert torch.equal(weight, expected)
@@ -158,7 +169,8 @@ def test_hooks_of_a_step_fire_once_and_its_closure_counts(cls):
 
 # Options that are no number of the update, or fixed by the class.
 UNREAD = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay", "train_mode", "mars_type",
-          "optimize_1d", "max_grad_norm", "adjust_lr_fn", "kahan_sum", "caution", "corrected_weight_decay"}  # fmt: skip
+          "optimize_1d", "max_grad_norm", "adjust_lr_fn", "kahan_sum", "caution", "corrected_weight_decay",
+          "loss_scale", "clip_grad_norm"}  # fmt: skip
 
 AUTHORS_ARGUMENTS = {
     "Lion": "lr betas weight_decay",
@@ -174,6 +186,7 @@ AUTHORS_ARGUMENTS = {
     "StableAdamW": "lr betas weight_decay eps decouple_lr max_lr kahan_sum",
     "LAMB": "lr bias_correction betas eps weight_decay grad_averaging max_grad_norm trust_clip always_adapt caution "
     "decoupled_decay corrected_weight_decay",
+    "AdaLomo": "lr loss_scale eps clip_threshold decay_rate clip_grad_norm clip_grad_value weight_decay",
 }
 
 
@@ -191,7 +204,7 @@ def test_defaults_are_those_of_the_rule(cls):
         defaults["match_rms_adamw"] = defaults["adjust_lr_fn"] == "match_rms_adamw"
     for name, tuple_name, place, value in _C.rule_options(cls):
         ours = defaults[tuple_name][place] if tuple_name else defaults[name]
-        assert (ours or 0) == value, name
+        assert ours is None or ours == value, name
     read = {tuple_name or name for name, tuple_name, _, _ in _C.rule_options(cls)}
     assert defaults.keys() - read <= UNREAD - read
 
@@ -211,6 +224,8 @@ def test_arguments_stand_in_the_order_of_the_authors(cls):
         ("StableAdamW", dict(kahan_sum=True), "bf16_plus16"),
         ("LAMB", dict(caution=True), "leave them False"),
         ("LAMB", dict(schedule="in_backward"), "max_grad_norm=None"),
+        ("AdaLomo", dict(clip_grad_value=1.0), "clip_grad_value_"),
+        ("AdaLomo", dict(clip_grad_norm=1.0, schedule="in_backward"), "clip_grad_norm=None"),
     ],
 )
 def test_what_the_authors_have_and_we_do_elsewhere_is_refused_with_the_remedy(cls, options, remedy):

@@ -231,7 +231,8 @@ void pack_x(const Job& job, std::int64_t col_end, Executor& executor) {
     std::int64_t begin = job.col + task * unit;
     for_each_outer(job.G, [&](const Outer& outer, std::int64_t token) {
       job.chain.pack_b(outer.X, 1.0f, begin, std::min(unit, col_end - begin),
-                       job.packed_x + (begin - job.col) * job.K + token * job.chain.tile_cols, job.K * job.chain.tile_cols);
+                       job.packed_x + (begin - job.col) * job.K + token * job.chain.tile_cols,
+                       job.K * job.chain.tile_cols);
     });
   });
 }

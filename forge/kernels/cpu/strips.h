@@ -17,8 +17,8 @@ struct SegmentConsumer {
 
 std::size_t strips_workspace_bytes(const Expression& G, int workers, const ChainHalf& chain);
 
-// Visits every segment of G = Σ sᵢ · termᵢ once. shard > 0: columns [k · shard, (k + 1) · shard) are one worker's, which
-// goes down their rows in pieces of kSegmentColumns columns, of which `shard` is a multiple.
+// Visits every segment of G = Σ sᵢ · termᵢ once. shard > 0: columns [k · shard, (k + 1) · shard) are one worker's,
+// which goes down their rows in pieces of kSegmentColumns columns, of which `shard` is a multiple.
 void for_each_segment(const Expression& G, const Context& context, const SegmentConsumer& consumer, std::int64_t shard);
 
 // The columns of a segment, but for a row's last: 48 lines of fp32 W, m and v are what a worker prefetches meanwhile.
