@@ -126,6 +126,12 @@ constexpr RuleInfo rule_info() {
 template <class Rule>
 inline constexpr RuleInfo kRuleInfo = rule_info<Rule>();
 
+// Nothing but the element's own numbers goes into its update.
+constexpr bool is_element_wise(const RuleInfo& rule) {
+  return rule.sums == 0 && std::all_of(rule.moments.begin(), rule.moments.end(),
+                                       [](const Moment& m) { return m.extent == Extent::element; });
+}
+
 // A rule with the constants of one step.
 class RuleStep {
  public:
