@@ -17,10 +17,10 @@ struct Noise {
   std::int64_t row = 0, col = 0;  // where this shard begins in the whole matrix
   std::int64_t in = 0;            // columns of the whole matrix; 0: of this one
 
-  std::uint32_t key0() const { return static_cast<std::uint32_t>(seed); }
-  std::uint32_t key1() const { return static_cast<std::uint32_t>(seed >> 32) ^ parameter; }
-  std::uint32_t counter2() const { return static_cast<std::uint32_t>(step); }
-  std::uint32_t counter3() const { return static_cast<std::uint32_t>(step >> 32) << 16 | use; }
+  constexpr std::uint32_t key0() const { return static_cast<std::uint32_t>(seed); }
+  constexpr std::uint32_t key1() const { return static_cast<std::uint32_t>(seed >> 32) ^ parameter; }
+  constexpr std::uint32_t counter2() const { return static_cast<std::uint32_t>(step); }
+  constexpr std::uint32_t counter3() const { return static_cast<std::uint32_t>(step >> 32) << 16 | use; }
 };
 
 }  // namespace forge

@@ -42,22 +42,36 @@ class Philox {
   Bits keys_[2 * kRounds];
 };
 
+// The number of the 8 columns of a row that hold `column`, a column of the whole matrix as noise.col is, while `row`
+// counts from the shard's first. A shard with `in` columns.
+FORGE_INLINE std::int64_t noise_group(const Noise& noise, std::int64_t in, std::int64_t row, std::int64_t column) {
+  return (noise.row + row) * ceil_div(noise.in > 0 ? noise.in : in, 8) + column / 8;
+}
+
+// words ← the 128 bits of a group and, where Bits has more lanes, of those behind it: no carry between the lanes.
+template <class Bits>
+FORGE_INLINE void draw_group(const Philox<Bits>& cipher, const Noise& noise, std::int64_t group, Bits* words) {
+  words[0] = Bits(static_cast<std::uint32_t>(group)) + Bits::iota();
+  words[1] = Bits(static_cast<std::uint32_t>(group >> 32));
+  words[2] = Bits(noise.counter2());
+  words[3] = Bits(noise.counter3());
+  cipher.encrypt(words);
+}
+
 // out[j] ← the 16 bits of (row, col + j), j < n, of a shard with `in` columns.
 template <class V>
 FORGE_INLINE void fill_noise(const Noise& noise, std::int64_t in, std::int64_t row, std::int64_t col, std::int64_t n,
                              std::uint16_t* out) {
   using Bits = typename V::Bits;
   constexpr std::int64_t kGroups = V::kLanes, kColumns = 8 * kGroups;
-  std::int64_t column = noise.col + col;
-  std::int64_t group = (noise.row + row) * ceil_div(noise.in > 0 ? noise.in : in, 8) + column / 8;
+  std::int64_t column = noise.col + col, group = noise_group(noise, in, row, column);
   Philox<Bits> cipher(noise.key0(), noise.key1());
   // Whole registers of groups, so that counting inside one never carries.
   std::int64_t before = group % kGroups * 8 + column % 8;
   group -= group % kGroups;
   for (std::int64_t j = -before; j < n; j += kColumns, group += kGroups) {
-    Bits words[4] = {Bits(static_cast<std::uint32_t>(group)) + Bits::iota(),
-                     Bits(static_cast<std::uint32_t>(group >> 32)), Bits(noise.counter2()), Bits(noise.counter3())};
-    cipher.encrypt(words);
+    Bits words[4];
+    draw_group(cipher, noise, group, words);
     if (j >= 0 && j + kColumns <= n) {
       Bits::store_interleaved(words, out + j);
       continue;

@@ -16,20 +16,29 @@ void check_term(const char* who, const Expression& e, const Outer& t) {
 void check_term(const char* who, const Expression& e, const Rows& t) {
   check_operand(who, "Rows values", t.values, t.values.rows, e.in);
   check(t.index != nullptr || t.values.rows == 0, who, ": Rows has ", t.values.rows, " values and no index");
-  for (std::int64_t i = 0; i < t.values.rows; ++i)
-    check(t.index[i] >= 0 && t.index[i] < e.out, who, ": Rows index ", t.index[i], " at token ", i,
-          " is outside the weight's ", e.out, " rows");
 }
 
 void check_term(const char* who, const Expression& e, const Dense& t) {
   check_operand(who, "Dense term", t.D, e.out, e.in);
 }
 
+void check_index(const char* who, const Expression& e, const Rows& t) {
+  for (std::int64_t i = 0; i < t.values.rows; ++i)
+    check(t.index[i] >= 0 && t.index[i] < e.out, who, ": Rows index ", t.index[i], " at token ", i,
+          " is outside the weight's ", e.out, " rows");
+}
+
 }  // namespace
 
-void validate(const char* who, const Expression& e) {
+void validate_shapes(const char* who, const Expression& e) {
   check(e.out >= 0 && e.in >= 0, who, ": the weight's shape is (", e.out, ", ", e.in, ")");
   for (const Term& term : e.terms) std::visit([&](const auto& t) { check_term(who, e, t); }, term);
+}
+
+void validate(const char* who, const Expression& e) {
+  validate_shapes(who, e);
+  for (const Term& term : e.terms)
+    if (const Rows* rows = std::get_if<Rows>(&term)) check_index(who, e, *rows);
 }
 
 std::int64_t outer_tokens(const Expression& e) {

@@ -49,6 +49,8 @@ struct Expression {
 
 // Throws Error where a term's shape, stride, dtype or index does not fit (out, in). `who` opens the sentence.
 void validate(const char* who, const Expression& expression);
+// The same without a look at what pointers point to, for terms in the memory of a device.
+void validate_shapes(const char* who, const Expression& expression);
 
 // Tokens of all Outer terms together: the length of the chain that is a matrix product.
 std::int64_t outer_tokens(const Expression& expression);

@@ -1,0 +1,64 @@
+#include "forge/kernels/cuda/arguments.h"
+
+namespace forge::cuda {
+namespace {
+
+// fp32 in fours of 16 bytes: cp.async takes them as they are.
+bool is_direct(const OperandArguments& m, float scale) { return m.dtype == DType::f32 && m.aligned && scale == 1; }
+
+TermArguments term_arguments(const Outer& t) {
+  OperandArguments dY = arguments_of(t.dY), X = arguments_of(t.X);
+  return {TermKind::outer, is_direct(dY, t.scale),    is_direct(X, 1), t.scale, dY, X,
+          nullptr,         static_cast<int>(t.X.rows)};
+}
+TermArguments term_arguments(const Rows& t) {
+  return {TermKind::rows, false, false, t.scale, arguments_of(t.values), {}, t.index, static_cast<int>(t.values.rows)};
+}
+TermArguments term_arguments(const Dense& t) {
+  return {TermKind::dense, false, false, t.scale, arguments_of(t.D), {}, nullptr, 0};
+}
+
+// Rows, columns and tokens are counted in 32 bits, and a tile may reach beyond the last.
+void check_extent(const char* who, const char* what, std::int64_t n) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  check(n <= kMost, who, ": ", n, " ", what, ", of which kernels count at most ", kMost);
+}
+
+}  // namespace
+
+void check_weight(const char* who, const Stored& W, std::span<const Stored> S, std::int64_t out, std::int64_t in,
+                  const RuleStep& rule) {
+  check_stored(who, "W", W, out, in);
+  check_extent(who, "rows", out);
+  check_extent(who, "columns", in);
+  check(info_of(W.format).for_weights, who, ": W is ", name_of(W.format), ", which is a format for moments");
+  std::span<const Moment> moments = rule.rule().moments;
+  check(S.size() == moments.size(), who, ": ", rule.name(), " keeps ", moments.size(), " moments, got ", S.size());
+  for (std::size_t k = 0; k < S.size(); ++k) {
+    check_stored(who, moments[k].key, S[k], out, in, moments[k].sign);
+    check(info_of(S[k].format).for_moments, who, ": ", moments[k].key, " is ", name_of(S[k].format),
+          ", which is a format for weights");
+  }
+}
+
+void check_expression(const char* who, const Expression& G) {
+  validate_shapes(who, G);
+  check_extent(who, "rows", G.out);
+  check_extent(who, "columns", G.in);
+  for (const Term& term : G.terms) {
+    if (const Outer* outer = std::get_if<Outer>(&term)) check_extent(who, "tokens", outer->X.rows);
+    if (const Rows* rows = std::get_if<Rows>(&term)) check_extent(who, "tokens", rows->values.rows);
+  }
+  check(G.terms.size() <= kMostTerms, who, ": the gradient has ", G.terms.size(), " terms and a kernel takes ",
+        kMostTerms, "; materialize some of them first");
+}
+
+ChainArguments chain_arguments(const Expression& G, const OnDevice& numbers) {
+  ChainArguments all = {
+      static_cast<int>(G.out), static_cast<int>(G.in), static_cast<int>(G.terms.size()), G.scale, numbers, {}};
+  for (std::size_t i = 0; i < G.terms.size(); ++i)
+    all.term[i] = std::visit([](const auto& t) { return term_arguments(t); }, G.terms[i]);
+  return all;
+}
+
+}  // namespace forge::cuda

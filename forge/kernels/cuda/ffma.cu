@@ -1,0 +1,82 @@
+#include "forge/kernels/cuda/ffma.cuh"
+
+#include "forge/base/integers.h"
+#include "forge/kernels/cuda/arguments.h"
+#include "forge/kernels/cuda/instances.h"
+#include "forge/kernels/cuda/launch.h"
+
+namespace forge::cuda {
+namespace {
+
+// A launch's arguments of the instance, by the formats of its matrices; null where there is none.
+using LaunchUpdate = void (*)(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+                              const Launch& launch);
+
+dim3 tiles_of(const Expression& G) {
+  return {static_cast<unsigned>(ceil_div(G.in, kTile)), static_cast<unsigned>(ceil_div(G.out, kTile)), 1};
+}
+bool is_empty(const Expression& G) { return G.out == 0 || G.in == 0; }
+
+template <class Rule, Format kWeight, Format kState>
+void launch_update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+                   const Launch& launch) {
+  using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
+  UpdateArguments<Operation> arguments = {weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>(),
+                                          chain_arguments(G, launch.numbers)};
+  launch_kernel(update_tiles<Operation>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+}
+
+LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
+  LaunchUpdate found = nullptr;
+  for_each_fused([&]<class Rule, Format kWeight, Format kState>() {
+    bool fits = rule.id == kRuleInfo<Rule>.id && W.format == kWeight;
+    for (const Stored& s : S) fits = fits && s.format == kState;
+    if (fits && !found) found = launch_update<Rule, kWeight, kState>;
+  });
+  return found;
+}
+
+}  // namespace
+
+bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
+  return find_fused(rule, W, S) != nullptr;
+}
+
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+            const Launch& launch) {
+  check_expression("update", G);
+  check_weight("update", W, S, G.out, G.in, rule);
+  LaunchUpdate fused = find_fused(rule.rule(), W, S);
+  check(fused != nullptr, "update: there is no fused kernel of ", rule.name(), " for W in ", name_of(W.format),
+        "; materialize and update_rows do the same");
+  if (!is_empty(G)) fused(W, S, G, rule, launch);
+}
+
+void materialize(const Matrix& D, const Expression& G, const Launch& launch) {
+  check_expression("materialize", G);
+  check_matrix("materialize", "D", D, G.out, G.in);
+  check(D.dtype == DType::f32 || D.dtype == DType::bf16, "materialize: D is ", name_of(D.dtype),
+        ", expected fp32 or bf16");
+  if (is_empty(G)) return;
+  StoreArguments arguments = {weight_arguments<1>(D, {}), chain_arguments(G, launch.numbers)};
+  launch_kernel(store_tiles, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+}
+
+std::size_t norm_workspace_bytes(const Expression& G) { return static_cast<std::size_t>(G.out) * sizeof(double); }
+
+void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspace, const Launch& launch) {
+  check_expression("sum_squares", G);
+  check(workspace.size() >= norm_workspace_bytes(G) && reinterpret_cast<std::uintptr_t>(workspace.data()) % 8 == 0,
+        "sum_squares: the workspace has ", workspace.size(), " bytes, ", norm_workspace_bytes(G),
+        " are needed, aligned to 8 (norm_workspace_bytes)");
+  auto* row_sums = reinterpret_cast<double*>(workspace.data());
+  if (G.out > 0) {
+    NormArguments arguments = {row_sums, chain_arguments(G, launch.numbers)};
+    launch_kernel(square_rows, {static_cast<unsigned>(ceil_div(G.out, kTile)), 1, 1}, kChainThreads, kChainShared,
+                  launch.stream, arguments);
+  }
+  constexpr unsigned kWarp = 32;
+  launch_kernel(add_rows_sums, {1, 1, 1}, kWarp, 0, launch.stream, AddArguments{row_sums, G.out, sum});
+}
+
+}  // namespace forge::cuda

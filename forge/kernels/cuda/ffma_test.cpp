@@ -1,0 +1,222 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "forge/base/testing/random.h"
+#include "forge/base/testing/refusal.h"
+#include "forge/kernels/cuda/instances.h"
+#include "forge/kernels/cuda/testing/emulated.h"
+
+namespace forge {
+namespace {
+
+using namespace forge::testing;
+
+void update_emulated(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
+  cuda::update(weight.W.view(), weight.moments(), G, rule, {nullptr, numbers});
+}
+
+// Shapes: less than a thread's piece; one row, one column; a tile and a little; whole tiles and their parts.
+constexpr Shape kShapes[] = {{1, 1}, {5, 3}, {130, 9}, {3, 300}, {128, 128}, {137, 260}, {64, 132}, {1, 129}};
+
+// What gradients are made of: all the ways that operands go to shared memory, chains of no token, of a few, of whole
+// stages and of a few more; terms of each kind, first, between and last.
+std::vector<GradientSpec> specs() {
+  using enum TermSpec::Kind;
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16, f16 = DType::f16;
+  return {{"no term", {}, -1},
+          {"no token", {{outer, 0}}},
+          {"1 token", {{outer, 1}}, 0.3f},
+          {"15 tokens", {{outer, 15}}},
+          {"a stage", {{outer, 16}}},
+          {"all stages and one token", {{outer, 65}}, -0.7f},
+          {"151 tokens", {{outer, 151}}},
+          {"scaled", {{outer, 20, 1.1f}}},
+          {"bf16", {{outer, 40, 1, bf16, bf16}}},
+          {"fp16 and fp32", {{outer, 19, 0.9f, f16, f32}}, 0.6f},
+          {"three products", {{outer, 33}, {outer, 5, -0.5f, bf16, f16}, {outer, 70}}, 1.5f},
+          {"rows", {{rows, 23, 0.7f}}},
+          {"minus zeros and a token tail", {{minus_zeros}, {outer, 3}}},
+          {"dense, then tokens", {{dense, 0, 1, bf16}, {outer, 18}}},
+          {"everything",
+           {{outer, 17, 0.6f},
+            {rows, 9, -1.7f, f16},
+            {dense, 0, 1.1f},
+            {outer, 0},
+            {outer, 49},
+            {rows, 0},
+            {dense, 0, 0.7f, f16},
+            {rows, 5},
+            {outer, 2, 1, bf16, f32}},
+           0.37f}};
+}
+
+// A gradient whose operands' columns come in fours, as a thread takes them: a copy of each, rows 4 columns and more
+// apart.
+class InFours {
+ public:
+  explicit InFours(const Expression& G) : G_(G) {
+    buffers_.reserve(2 * G.terms.size());  // views of them are kept
+    for (const Term& term : G.terms) {
+      terms_.push_back(term);
+      if (auto* t = std::get_if<Outer>(&terms_.back())) t->dY = copy(t->dY), t->X = copy(t->X);
+      if (auto* t = std::get_if<Rows>(&terms_.back())) t->values = copy(t->values);
+      if (auto* t = std::get_if<Dense>(&terms_.back())) t->D = copy(t->D);
+    }
+    G_.terms = terms_;
+  }
+  const Expression& expression() const { return G_; }
+
+ private:
+  ConstMatrix copy(const ConstMatrix& m) {
+    Buffer& to = buffers_.emplace_back(m.rows, m.cols, m.dtype, 4 - m.cols % 4);
+    for (std::int64_t r = 0; r < m.rows; ++r)
+      for (std::int64_t c = 0; c < m.cols; ++c) to.set(r, c, number(m, r, c));
+    return to.view();
+  }
+  Expression G_;
+  std::vector<Buffer> buffers_;
+  std::vector<Term> terms_;
+};
+
+// Calls f(shape, spec, expression, turn): each gradient with each shape, its operands in fours in every second turn.
+template <class F>
+void for_each_gradient(F&& f) {
+  Random random(29);
+  std::size_t turn = 0;
+  for (const GradientSpec& spec : specs())
+    for (const Shape& shape : kShapes) {
+      // The last shape's numbers are -0 and 1: where all its products are -0, a chain ends as -0.
+      bool zeros = &shape == std::end(kShapes) - 1;
+      Gradient g(shape, spec, random, [&] { return !zeros ? random.uniform(-1, 1) : random.below(2) ? -0.f : 1.f; });
+      SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", turn " << turn);
+      bool in_fours = (turn + turn / std::size(kShapes)) % 2 == 0;
+      InFours copy(g.expression());
+      f(shape, in_fours ? copy.expression() : g.expression(), turn);
+      ++turn;
+    }
+}
+
+TEST(Ffma, MaterializesTheBitsOfRef) {
+  for_each_gradient([](Shape shape, const Expression& G, std::size_t turn) {
+    DType dtype = turn % 3 ? DType::f32 : DType::bf16;
+    Buffer expected = run_materialize(reference(), G, dtype), emulated(shape.out, shape.in, dtype, 5);
+    emulate(turn, [&] { cuda::materialize(emulated.view(), G, {}); });
+    ASSERT_EQ(expected.bytes(), emulated.bytes());
+  });
+}
+
+struct Instance {
+  RuleStep rule;
+  Storage storage;
+};
+std::vector<Instance> instances() {
+  std::vector<Instance> all;
+  cuda::for_each_fused([&]<class Rule, Format kWeight, Format kState>() {
+    typename Rule::Options options;
+    if constexpr (std::is_same_v<Rule, rules::SgdMomentum>) options.momentum = 0.9;
+    all.push_back({step_of<Rule>(options, 2), {kWeight, kState}});
+  });
+  return all;
+}
+
+TEST(Ffma, UpdatesToTheBitsOfRefInEveryInstance) {
+  Random random(31);
+  const std::vector<Instance> all = instances();
+  for_each_gradient([&](Shape shape, const Expression& G, std::size_t turn) {
+    const Instance& instance = all[turn % all.size()];
+    SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
+    Weight expected =
+        padded_weight(shape, instance.storage, instance.rule.rule(), turn / all.size() % 2 ? 3 : (4 - shape.in % 4) % 4,
+                      [&] { return random.uniform(-1, 1); });
+    Weight emulated = expected;
+    run_update(reference(), expected, G, instance.rule);
+    emulate(turn, [&] { update_emulated(emulated, G, instance.rule); });
+    ASSERT_TRUE(same_bits(expected, emulated));
+  });
+}
+
+// Contract 1 between the two kernels, without ref between them.
+TEST(Ffma, FusedEqualsTwoPhase) {
+  Random random(37);
+  constexpr Shape kShape = {140, 150};
+  for (const Instance& instance : instances()) {
+    SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
+    Gradient g(kShape, specs().back(), random);
+    Weight fused(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
+    Weight two_phase = fused;
+    Buffer D(kShape.out, kShape.in, DType::f32, 0);
+    std::vector<Stored> moments = two_phase.moments();
+    emulate(3, [&] {
+      update_emulated(fused, g.expression(), instance.rule);
+      cuda::materialize(D.view(), g.expression(), {});
+      cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
+      cuda::update_rows({&one, 1}, instance.rule, {});
+    });
+    ASSERT_TRUE(same_bits(fused, two_phase));
+  }
+}
+
+TEST(Ffma, ContinuesAChainInPlace) {
+  Random random(41);
+  constexpr Shape kShape = {131, 70};
+  Gradient g(kShape, {"two products", {{TermSpec::outer, 21}, {TermSpec::outer, 30}}}, random);
+  Expression whole = g.expression(), begin = whole, end = whole;
+  Buffer expected = run_materialize(reference(), whole), emulated(kShape.out, kShape.in, DType::f32, 5);
+  begin.terms = whole.terms.first(1);
+  std::vector<Term> rest = {Dense{emulated.view()}, whole.terms[1]};
+  end.terms = rest;
+  emulate(2, [&] {
+    cuda::materialize(emulated.view(), begin, {});
+    cuda::materialize(emulated.view(), end, {});
+  });
+  EXPECT_EQ(expected.bytes(), emulated.bytes());
+}
+
+TEST(Ffma, SumsSquaresToTheBitsOfRef) {
+  for_each_gradient([](Shape, const Expression& G, std::size_t turn) {
+    std::vector<double> workspace(cuda::norm_workspace_bytes(G) / sizeof(double));
+    double emulated = -1;
+    emulate(turn, [&] { cuda::sum_squares(&emulated, G, std::as_writable_bytes(std::span(workspace)), {}); });
+    ASSERT_EQ(run_sum_squares(reference(), G), emulated);
+  });
+}
+
+TEST(Ffma, TakesScaleAndConstantsFromTheDeviceAndSkipsABadStep) {
+  Random random(43);
+  constexpr Shape kShape = {20, 40};
+  const Instance instance = instances().front();
+  Gradient g(kShape, {"tokens", {{TermSpec::outer, 4}}}, random);
+  Weight start(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
+  Weight expected = start, emulated = start;
+  const RuleStep later = step_of<rules::AdamW>({.lr = 0.5}, 9);
+  const float scale = 0.125f, found = 1;
+  Expression scaled = g.expression();
+  scaled.scale = scale;
+  run_update(reference(), expected, scaled, later);
+  emulate(5, [&] { update_emulated(emulated, g.expression(), instance.rule, {&scale, nullptr, later.constants()}); });
+  EXPECT_TRUE(same_bits(expected, emulated));
+  Weight skipped = start;
+  emulate(5, [&] { update_emulated(skipped, g.expression(), instance.rule, {nullptr, &found, nullptr}); });
+  EXPECT_TRUE(same_bits(start, skipped));
+}
+
+TEST(Ffma, RefusesWhatDoesNotFit) {
+  Random random(47);
+  constexpr Shape kShape = {4, 8};
+  Gradient g(kShape, {"tokens", {{TermSpec::outer, 4}}}, random);
+  Weight weight(kShape, {Format::fp32, Format::bf16}, kRuleInfo<rules::AdamW>, [] { return 0.f; });
+  const RuleStep rule = step_of<rules::AdamW>({}, 1);
+  EXPECT_FALSE(cuda::is_fused(rule.rule(), weight.W.view(), weight.moments()));
+  EXPECT_TRUE(refuses([&] { update_emulated(weight, g.expression(), rule); }, {"no fused kernel of adamw"}));
+  std::vector<Term> terms(cuda::kMostTerms + 1, g.terms().front());
+  Expression many = {kShape.out, kShape.in, terms};
+  Buffer D(kShape.out, kShape.in, DType::f32);
+  EXPECT_TRUE(refuses([&] { cuda::materialize(D.view(), many, {}); }, {"129 terms", "materialize some"}));
+  double sum = 0;
+  EXPECT_TRUE(refuses([&] { cuda::sum_squares(&sum, g.expression(), {}, {}); }, {"0 bytes, 32 are needed"}));
+}
+
+}  // namespace
+}  // namespace forge

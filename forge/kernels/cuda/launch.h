@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "forge/formats/format.h"
+#include "forge/gradient/terms.h"
+#include "forge/rules/list.h"
+
+// The operations of kernels/ on a GPU: launches onto a stream, which is where errors of the device show. Matrices,
+// terms, moments and everything else that is pointed to lie in the device's memory; nothing is allocated, and no host
+// waits for anything, so that every call can be captured in a graph. Bits are those of Target::ref but for payloads of
+// NaN (docs/cuda.md). The terms' index is not read by the host: what lies outside [0, out) is left out. All throw Error
+// before anything is launched where shapes, formats, terms or the workspace do not fit.
+namespace forge::cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+// Numbers that kernels read when they run, in place of what the host says; null: the host's.
+struct OnDevice {
+  const float* scale = nullptr;      // the gradient's scale
+  const float* found_inf = nullptr;  // where it is not 0, nothing is written
+  // RuleStep::constants() of the same rule, copied: they hold the learning rate and what depends on the step.
+  const void* constants = nullptr;
+};
+
+struct Launch {
+  Stream stream = nullptr;
+  OnDevice numbers;
+};
+
+constexpr int kMostTerms = 128;   // of an expression; with more, collapse some first
+constexpr int kMostWeights = 64;  // of one kernel of update_rows
+
+// Whether `update` has a kernel for them. Every rule without sums has one in update_rows, in all formats.
+bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S);
+
+// As in kernels/update.h, in one kernel. Throws Error where is_fused is false.
+void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+            const Launch& launch);
+
+// A weight whose gradient is scale · D in memory.
+struct WeightInMemory {
+  Stored W;
+  std::span<const Stored> S;
+  Dense D;
+  float scale = 1;
+};
+
+// update for each of them, one kernel for kMostWeights: norms and biases of a model are one launch. Throws Error where
+// the rule has sums.
+void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, const Launch& launch);
+
+// As in kernels/materialize.h.
+void materialize(const Matrix& D, const Expression& G, const Launch& launch);
+
+// As in kernels/norm.h, into `sum` in the device's memory. Workspace: so many bytes, aligned to 8.
+std::size_t norm_workspace_bytes(const Expression& G);
+void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspace, const Launch& launch);
+
+}  // namespace forge::cuda
