@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Compiles the CUDA kernels and counts what became of them: registers, spills, instructions. Needs nvcc and no GPU.
+
+    bench/cuda_kernels.py                                       a table
+    bench/cuda_kernels.py --json bench/results/cuda-kernels.json
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "forge/kernels/cuda"
+ARCHITECTURES = ["sm_80", "sm_90a", "sm_100"]
+# Multiply-adds are spelled in the source: the compiler forms none of its own, as on a CPU.
+FLAGS = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr", "-Xptxas", "-v", f"-I{ROOT}"]
+
+
+def find_tool(name):
+    """On the path, in CUDA's usual place or among the Python packages; None where there is none."""
+    packages = [Path(sysconfig.get_path(key)) / "nvidia/cu13/bin" for key in ("purelib", "platlib")]
+    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin", *map(str, packages)]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+def missing_tools():
+    return [name for name in ("nvcc", "cuobjdump", "nvdisasm", "c++filt") if not find_tool(name)]
+
+
+def compiler_release():
+    text = subprocess.run([find_tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout
+    return re.search(r"release ([\d.]+)", text).group(1)
+
+
+def fused_instances():
+    """(rule, weight format, format of the moments) of each fused kernel, as instances.h lists them."""
+    text = (SOURCES / "instances.h").read_text(encoding="utf-8")
+    rules = re.findall(r"operator\(\)<rules::(\w+)>", text)
+    storages = re.findall(r"operator\(\)<Rule, Format::(\w+), Format::(\w+)>", text)
+    return [(rule, *storage) for rule in rules for storage in storages]
+
+
+def chosen_instances(architecture):
+    """All of them for sm_90a; elsewhere those of the first rule and the first of each other, which is every rule and
+    every pair of formats once, in half the time."""
+    every = fused_instances()
+    if architecture == "sm_90a":
+        return every
+    return [one for one in every if one[0] == every[0][0] or one[1:] == every[0][1:]]
+
+
+def source_of(architecture):
+    instances = chosen_instances(architecture)
+    lines = [
+        '#include "forge/kernels/cuda/ffma.cuh"',
+        '#include "forge/kernels/cuda/update_rows.cuh"',
+        "using namespace forge;",
+        "using namespace forge::cuda;",
+    ]
+    for rule, weight, state in instances:
+        operation = f"RowOperation<rules::{rule}, Fixed<Format::{weight}>, Fixed<Format::{state}>>"
+        lines.append(
+            f"template __global__ void forge::cuda::update_tiles<{operation}>"
+            f"(FORGE_PARAMETER(UpdateArguments<{operation}>));"
+        )
+    # Fed from memory, one rule stands for all: what is long is the formats, which are chosen when it runs.
+    lines.append(
+        f"template __global__ void forge::cuda::update_rows<rules::{instances[0][0]}>"
+        f"(FORGE_PARAMETER(RowsArguments<rules::{instances[0][0]}>));"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def short_name(mangled):
+    """_ZN5forge4cuda12update_tiles… → update_tiles<AdamW, bf16_stochastic, int8>"""
+    name = subprocess.run([find_tool("c++filt"), mangled], check=True, capture_output=True, text=True).stdout.strip()
+    kernel = re.search(r"forge::cuda::(\w+)", name).group(1)
+    formats = re.findall(r"kFormats\[\] = \{(.*?)\n\};", (ROOT / "forge/formats/format.h").read_text(), re.DOTALL)
+    names = re.findall(r'\{"(\w+)"', formats[0])
+    rule = re.search(r"forge::rules::(\w+)(?:<forge::(\w+)Options)?", name)
+    parts = [rule.group(2) or rule.group(1)] if rule else []
+    parts += [names[int(number)] for number in re.findall(r"forge::cuda::Fixed<\(forge::Format\)(\d+)>", name)[:2]]
+    return kernel + (f"<{', '.join(parts)}>" if parts else "")
+
+
+def read_ptxas(log):
+    kernels = {}
+    for block in log.split("Compiling entry function ")[1:]:
+        name = re.match(r"'(\w+)'", block).group(1)
+        memory = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        stack, stores, loads = map(int, memory.groups())
+        registers = int(re.search(r"Used (\d+) registers", block).group(1))
+        kernels[name] = {"registers": registers, "stack_bytes": stack, "spilled_bytes": stores + loads}
+    return kernels
+
+
+def count_instructions(sass):
+    """Of each kernel: all instructions but the padding, and those that the gates look at."""
+    counts = {}
+    for block in sass.split("Function : ")[1:]:
+        words = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", block)
+        words = [word for word in words if word != "NOP"]
+        kinds = Counter(word.split(".")[0] for word in words)
+        counts[block.split()[0]] = {
+            "instructions": len(words),
+            "fused_multiply_adds": kinds["FFMA"],
+            "local_accesses": kinds["LDL"] + kinds["STL"],
+            "loads_of_128_bits": sum(word.startswith("LDG.") and ".128" in word for word in words),
+            "stores_of_128_bits": sum(word.startswith("STG.") and ".128" in word for word in words),
+        }
+    return counts
+
+
+def compile_kernels(architecture, folder):
+    """What the compiler says of each kernel for an architecture; warnings are errors."""
+    folder = Path(folder)
+    source, built = folder / f"kernels_{architecture}.cu", folder / f"kernels_{architecture}.o"
+    source.write_text(source_of(architecture), encoding="utf-8")
+    # Code for that architecture alone; -arch would translate everything once more, to ptx.
+    target = f"arch={architecture.replace('sm', 'compute')},code={architecture}"
+    command = [find_tool("nvcc"), *FLAGS, "-gencode", target, "-c", str(source), "-o", str(built)]
+    if shutil.which("ccache"):
+        command = ["ccache", *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    log = done.stdout + done.stderr
+    if done.returncode != 0 or "warning" in log:
+        raise RuntimeError(log)
+    kernels = read_ptxas(log)
+    sass = subprocess.run([find_tool("cuobjdump"), "-sass", str(built)], check=True, capture_output=True, text=True)
+    for name, counts in count_instructions(sass.stdout).items():
+        kernels[name] |= counts
+    return {short_name(name): numbers for name, numbers in sorted(kernels.items())}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/cuda_kernels")
+    arguments = parser.parse_args()
+    if missing_tools():
+        sys.exit(f"cuda_kernels: {', '.join(missing_tools())} not found")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    results = {"nvcc": compiler_release(), "kernels": {}}
+    for architecture in ARCHITECTURES:
+        results["kernels"][architecture] = compile_kernels(architecture, arguments.folder)
+        for name, n in results["kernels"][architecture].items():
+            print(f"{architecture:7} {name:58} {n['registers']:4} registers {n['spilled_bytes']:4} B spilled "
+                  f"{n['instructions']:6} instructions")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

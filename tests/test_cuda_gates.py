@@ -1,0 +1,131 @@
+"""What nvcc makes of the CUDA kernels: no GPU is needed, and where there is no nvcc these are skipped."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED = ROOT / "bench/results/cuda-kernels.json"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cuda_kernels = load(ROOT / "bench/cuda_kernels.py")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda_kernels.missing_tools()), reason=f"not found: {', '.join(cuda_kernels.missing_tools())}"
+)
+
+
+@pytest.fixture(scope="module", params=cuda_kernels.ARCHITECTURES)
+def compiled(request):
+    folder = ROOT / "build/cuda_kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    return request.param, cuda_kernels.compile_kernels(request.param, folder)
+
+
+def is_tile_kernel(name):
+    return name.startswith(("update_tiles", "store_tiles"))
+
+
+@needs_compiler
+def test_every_instance_is_there(compiled):
+    architecture, kernels = compiled
+    expected = {f"update_tiles<{', '.join(one)}>" for one in cuda_kernels.chosen_instances(architecture)}
+    assert expected == {name for name in kernels if name.startswith("update_tiles")}
+    assert {"store_tiles", "square_rows", "add_rows_sums", "update_rows<AdamW>"} <= set(kernels)
+
+
+@needs_compiler
+def test_nothing_is_spilled_or_kept_in_local_memory(compiled):
+    _, kernels = compiled
+    for name, numbers in kernels.items():
+        assert numbers["spilled_bytes"] == numbers["stack_bytes"] == numbers["local_accesses"] == 0, name
+
+
+@needs_compiler
+def test_two_blocks_of_tiles_fit_on_a_multiprocessor(compiled):
+    """65,536 registers, 2 · 256 threads."""
+    _, kernels = compiled
+    for name, numbers in kernels.items():
+        if is_tile_kernel(name):
+            assert numbers["registers"] <= 128, name
+
+
+@needs_compiler
+def test_a_stage_is_unrolled(compiled):
+    """16 tokens and the one of the tail, 8 · 8 multiply-adds each."""
+    _, kernels = compiled
+    for name, numbers in kernels.items():
+        if is_tile_kernel(name) or name == "square_rows":
+            assert numbers["fused_multiply_adds"] >= 17 * 64, name
+
+
+@needs_compiler
+def test_fp32_is_moved_in_fours(compiled):
+    """Each matrix in fp32 is loaded before the first row and one row ahead, and stored; the gradient's operands are
+    loaded as store_tiles loads them."""
+    _, kernels = compiled
+    of_gradient = kernels["store_tiles"]["loads_of_128_bits"]
+    moments = {"AdamW": 2, "SgdMomentum": 1, "Lion": 1}
+    for name, numbers in kernels.items():
+        if not name.startswith("update_tiles"):
+            continue
+        rule, weight, state = name[len("update_tiles<") : -1].split(", ")
+        matrices = (weight == "fp32") + (state == "fp32") * moments[rule]
+        assert numbers["loads_of_128_bits"] == of_gradient + 2 * matrices, name
+        assert numbers["stores_of_128_bits"] == matrices, name
+
+
+@needs_compiler
+def test_instructions_are_those_recorded(compiled):
+    """Within a twentieth, by the same release of the compiler: whoever makes a kernel longer says so."""
+    architecture, kernels = compiled
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    if recorded["nvcc"] != cuda_kernels.compiler_release():
+        pytest.skip(f"recorded with nvcc {recorded['nvcc']}")
+    before = recorded["kernels"][architecture]
+    assert set(kernels) == set(before), "record again: bench/cuda_kernels.py --json bench/results/cuda-kernels.json"
+    for name, numbers in kernels.items():
+        assert numbers["instructions"] == pytest.approx(before[name]["instructions"], rel=0.05), name
+
+
+PTXAS = """ptxas info    : Compiling entry function '_Z1kPf' for 'sm_90a'
+ptxas info    : Function properties for _Z1kPf
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 8 bytes cumulative stack size
+"""
+SASS = """\tFunction : _Z1kPf
+        /*0000*/                   LDC R1, c[0x0][0x28] ;      /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 LDG.E.EF.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   STL [R1], R4 ;
+        /*0030*/             @UPT0 STG.E.EF.128 desc[UR4][R2.64], R4 ;
+        /*0040*/                   FFMA R5, R4, R4, R5 ;
+        /*0050*/                   EXIT ;
+        /*0060*/                   NOP;
+"""
+
+
+def test_spills_and_local_memory_are_read():
+    assert cuda_kernels.read_ptxas(PTXAS) == {"_Z1kPf": {"registers": 128, "stack_bytes": 8, "spilled_bytes": 16}}
+    assert cuda_kernels.count_instructions(SASS) == {
+        "_Z1kPf": {
+            "instructions": 6,
+            "fused_multiply_adds": 1,
+            "local_accesses": 1,
+            "loads_of_128_bits": 1,
+            "stores_of_128_bits": 1,
+        }
+    }
+
+
+def test_the_list_of_instances_is_read():
+    instances = cuda_kernels.fused_instances()
+    assert ("AdamW", "bf16_stochastic", "int8") in instances
+    assert len(instances) == len(set(instances)) == 15
