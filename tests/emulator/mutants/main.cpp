@@ -1,0 +1,112 @@
+// A short look at a part of the CUDA kernels, for mutants of it: main.cpp's program is given its name and ends with 1
+// where the bits are not those of ref, 2 where the machine reports a deadlock or a broken rule, 0 where everything is
+// right.
+#include <cmath>
+#include <cstdio>
+#include <string>
+
+#include "forge/base/testing/random.h"
+#include "forge/kernels/cuda/testing/emulated.h"
+#include "tests/emulator/mutants/parts.h"
+
+namespace forge {
+namespace {
+
+using namespace forge::testing;
+
+constexpr std::uint64_t kSeeds = 4;
+const RuleStep kRule = step_of<rules::AdamW>({}, 2);
+
+// Operands in fours and not, scaled and not; stages that end with a token tail; every kind of term between two
+// products.
+const GradientSpec kGradient = {"all terms",
+                                {{TermSpec::dense, 0, 1.1f, DType::bf16},
+                                 {TermSpec::outer, 69},
+                                 {TermSpec::rows, 40, 0.7f},
+                                 {TermSpec::outer, 18, 0.5f, DType::f32, DType::bf16},
+                                 {TermSpec::outer, 35}},
+                                0.6f};
+
+bool tiles_are_right(std::uint64_t seed) {
+  Random random(static_cast<unsigned>(seed));
+  Gradient g({134, 137}, kGradient, random);
+  Weight expected = padded_weight({134, 137}, {Format::bf16_stochastic, Format::int8}, kRule.rule(), seed % 2 ? 1 : 2,
+                                  [&] { return random.uniform(-1, 1); });
+  Weight emulated = expected;
+  run_update(reference(), expected, g.expression(), kRule);
+  launch_tiles(emulated.W.view(), emulated.moments(), g.expression(), kRule);
+  return static_cast<bool>(same_bits(expected, emulated));
+}
+
+// Numbers of many magnitudes, whose sums are rounded; and products that are all -0 in places, where a chain ends as -0.
+bool stored_is_right(std::uint64_t seed) {
+  Random random(static_cast<unsigned>(seed));
+  Gradient g({134, 265}, kGradient, random, [&] { return std::ldexp(random.uniform(-1, 1), random.below(20)); });
+  Gradient zeros({134, 137}, {"3 tokens", {{TermSpec::outer, 3}}}, random,
+                 [&] { return random.below(2) ? -0.f : 1.f; });
+  // One row, too: among many, the last bit of a row's sum is below that of the whole.
+  Gradient row({1, 265}, kGradient, random);
+  for (const Gradient* one : {&g, &row})
+    if (launch_norm(one->expression()) != run_sum_squares(reference(), one->expression())) return false;
+  for (const Gradient* one : {&g, &zeros}) {
+    Expression G = one->expression();
+    Buffer D(G.out, G.in, DType::f32, 3);
+    Buffer expected = D;
+    in_context(reference(), G, [&](const Context& c) { materialize(expected.view(), G, c); });
+    launch_store(D.view(), G);
+    if (D.bytes() != expected.bytes()) return false;
+  }
+  return true;
+}
+
+// Four weights in a launch, parts of larger ones, in other formats each.
+bool rows_are_right(std::uint64_t seed) {
+  constexpr Storage kStorages[] = {{Format::fp32, Format::fp32},
+                                   {Format::bf16_stochastic, Format::int8},
+                                   {Format::bf16_plus8, Format::bf16_stochastic},
+                                   {Format::bf16_plus16, Format::fp8}};
+  constexpr Shape kShapes[] = {{3, 131}, {2, 128}, {5, 31}, {2, 300}};
+  Random random(static_cast<unsigned>(seed));
+  std::vector<Weight> expected, emulated;
+  std::vector<Gradient> gradients;
+  for (std::size_t i = 0; i < 4; ++i) {
+    Shape shape = kShapes[(i + seed) % 4];
+    Weight weight = padded_weight(shape, kStorages[i], kRule.rule(), (i + seed) % 2 ? 3 : (4 - shape.in % 4) % 4,
+                                  [&] { return random.uniform(-1, 1); });
+    weight.W.noise.row = 3;
+    weight.W.noise.col = static_cast<std::int64_t>(i % 2 ? 32 : 2 * seed + 1);
+    weight.W.noise.in = 333;
+    gradients.emplace_back(shape, GradientSpec{"dense", {{TermSpec::dense, 0, 0.5f, kOperandDTypes[i % 3]}}, 0.6f},
+                           random);
+    expected.push_back(weight);
+    emulated.push_back(weight);
+    run_update(reference(), expected[i], gradients[i].expression(), kRule);
+  }
+  std::vector<std::vector<Stored>> moments;
+  std::vector<cuda::WeightInMemory> weights;
+  for (std::size_t i = 0; i < 4; ++i) {
+    moments.push_back(emulated[i].moments());
+    weights.push_back({emulated[i].W.view(), moments[i], std::get<Dense>(gradients[i].terms().front()), 0.6f});
+  }
+  launch_rows(weights, kRule);
+  for (std::size_t i = 0; i < 4; ++i)
+    if (!same_bits(expected[i], emulated[i])) return false;
+  return true;
+}
+
+int look(const std::string& part) {
+  auto is_right = part == "tiles" ? tiles_are_right : part == "stored" ? stored_is_right : rows_are_right;
+  for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    emulator::session = {emulator::Schedule::from_seed(seed), {}, 0};
+    bool right = is_right(seed);
+    std::printf("%s", emulator::session.outcome.describe().c_str());
+    if (!right) return 1;
+    if (!emulator::session.outcome.clean()) return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace forge
+
+int main(int, char** arguments) { return forge::look(arguments[1]); }

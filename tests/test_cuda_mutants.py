@@ -1,0 +1,142 @@
+"""Break the CUDA kernels on purpose, one edit at a time: the emulated machine has to notice each."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release")).resolve()
+CORE = BUILD / "libforge_core.a"
+KERNELS = Path("forge/kernels/cuda")
+MACHINE = ["barriers", "cp_async", "scheduler", "shared_memory", "tma", "wgmma"]
+PARTS = ["tiles", "stored", "rows"]
+FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
+EMULATED = [*FLAGS, '-DFORGE_EMULATE="tests/emulator/twins.h"']
+# Read once: what the kernels include is most of what there is to compile.
+PREFIX = ["forge/formats/list.h", "forge/formats/philox.h", "forge/gradient/terms.h", "forge/rules/list.h"]
+
+CHAIN, FFMA, ARGUMENTS = "chain.cuh", "ffma.cuh", "arguments.cu"
+STORED, COLUMNS, ROW, ROWS, NUMBERS = "stored.cuh", "columns.cuh", "row_operation.cuh", "update_rows.cuh", "numbers.cuh"
+
+LEFT = "  __syncthreads();  // everyone has left what shared memory held before\n"
+
+# ruff: noqa: E501
+# Part, what is wrong, file, text that stands there once, what stands there instead.
+MUTANTS = [
+    # Barriers and stages.
+    ("tiles", "waits for one group of copies too few", CHAIN, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
+    ("tiles", "no barrier in the main loop", CHAIN, "      __syncthreads();  // this stage", "      // this stage"),
+    ("tiles", "a stage loaded that is computed on", CHAIN,
+     "    if (step + kAhead < steps) load(step + kAhead);",
+     "    if (step >= 0 && step + kStages < steps) load(step + kStages);\n    if (step < 0) load(step + kAhead);"),
+    ("tiles", "a product begins on what others still read", CHAIN, "kStages - 1;\n" + LEFT, "kStages - 1;\n"),
+    ("tiles", "the tile stored over what others still read", CHAIN,
+     "float* strip) {\n" + LEFT, "float* strip) {\n"),
+    ("tiles", "the strip read before it is written", CHAIN, "  }\n  __syncthreads();\n}\n\n}  //", "  }\n}\n\n}  //"),
+    ("tiles", "a dense term read before it is there", CHAIN,
+     "  __syncthreads();\n  tile.each([&]", "  tile.each([&]"),
+    # The chain.
+    ("stored", "zeros behind the last token multiplied", CHAIN, "if (left >= kStageTokens)", "if (left > 0)"),
+    ("stored", "the last tokens left out", CHAIN,
+     "(term.tokens - 1 + kStageTokens) / kStageTokens", "term.tokens / kStageTokens"),
+    ("stored", "a product rounded before it is added", CHAIN, "g = std::fma(dy[i], x[j], g);", "g += dy[i] * x[j];"),
+    ("stored", "columns of a fragment exchanged", CHAIN, "j / 4 * 16 + j % 4", "j / 4 * 16 + (j % 4 ^ 1)"),
+    ("stored", "rows of a fragment from other lanes", CHAIN, "lane / 4 * kThreadTile", "lane % 8 * kThreadTile"),
+    ("stored", "an operand read by the columns of the other", CHAIN, "1.f, col, all.in, term", "1.f, col, all.out, term"),
+    ("stored", "a scaled operand taken as it is", ARGUMENTS, " && scale == 1", ""),
+    ("stored", "an operand taken in fours that are none", ARGUMENTS, "m.dtype == DType::f32 && m.aligned", "m.dtype == DType::f32"),
+    ("stored", "rows added one below", CHAIN, "g = i == place ?", "g = i == place + 1 ?"),
+    # The fused update.
+    ("tiles", "the gradient not scaled", ROW, "Columns::kLanes, scale, step", "Columns::kLanes, 1.f, step"),
+    ("tiles", "a row ahead of its place", FFMA, "spot(row + kChainWarps));", "spot(row + kChainWarps + 1));"),
+    ("stored", "no mask on columns", STORED, "left < 0 ? 0 : left < kThreadColumns ? left : kThreadColumns", "left > 0 ? 4 : 0"),
+    # The norm.
+    ("stored", "a lane of every eighth column", FFMA, "c += kNormLanes", "c += kNormLanes / 2"),
+    ("stored", "lanes added from the near end", FFMA,
+     "for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)", "for (int lanes = 1; lanes < kNormLanes; lanes *= 2)"),
+    ("stored", "the gradient not scaled", FFMA, "double g = scale * shared", "double g = shared"),
+    # Storage and noise.
+    ("stored", "no mask on rows", STORED, "row < rows ? cols - col : 0", "cols - col"),
+    ("rows", "fours taken where there are none", STORED, "layout.rest_bytes)};", "layout.rest_bytes) || true};"),
+    ("rows", "a block's scale of three threads", COLUMNS, "lanes = kBlockThreads / 2;", "lanes = kBlockThreads / 4;"),
+    ("rows", "a scale stored by the wrong thread", STORED, "col % kBlockColumns == 0", "col % kBlockColumns == 4"),
+    ("rows", "noise of the shard's own columns", STORED, "std::int64_t column = noise.col + at.col", "std::int64_t column = at.col"),
+    ("rows", "noise of the other half of a group", STORED, "upper = column % 8 != 0", "upper = column % 8 == 0"),
+    ("rows", "noise between groups not moved", STORED, "if (column & 4) w0", "if (column & 2) w0"),
+    ("rows", "moments with the weight's noise", ROW, "place.use, weight.cols", "0, weight.cols"),
+    ("rows", "both moments with the same byte", ROW, "x, noise, place.byte", "x, noise, 0"),
+    ("rows", "halves of a word exchanged", COLUMNS, "word(p, i / 2) >> (16 * (i % 2))", "word(p, i / 2) >> (16 - 16 * (i % 2))"),
+    ("rows", "a weight updated as the one before it", ROWS, "while (which + 1 < arguments.count", "while (which + 2 < arguments.count"),
+    ("rows", "segments of a row from another length", ROWS, "(one.weight.cols - 1) / kWarpColumns + 1", "one.weight.cols / kWarpColumns + 1"),
+    ("rows", "half precision read as bf16", NUMBERS, "m.dtype == DType::bf16 ?", "m.dtype != DType::f32 ?"),
+]
+
+
+def compile_to(built, source, *flags):
+    compiler = ["ccache", "g++"] if shutil.which("ccache") else ["g++"]
+    subprocess.run([*compiler, *flags, f"-I{ROOT}", "-x", "c++", "-c", source, "-o", built], check=True, cwd=ROOT)
+
+
+class Workshop:
+    """The objects of kernels that are right, and the way to put one that is wrong in its place."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "prefix.h").write_text("".join(f'#include "{name}"\n' for name in [*PREFIX, "tests/emulator/twins.h"]))
+        header = ["g++", *EMULATED, f"-I{ROOT}", "-x", "c++-header", folder / "prefix.h", "-o", folder / "prefix.h.gch"]
+        subprocess.run(header, check=True, cwd=ROOT)
+        self.with_prefix = [*EMULATED, "-include", str(folder / "prefix.h")]
+        for name in MACHINE:
+            compile_to(folder / f"{name}.o", f"tests/emulator/{name}.cpp", *FLAGS)
+        for name in [*PARTS, "main"]:
+            compile_to(folder / f"{name}.o", f"tests/emulator/mutants/{name}.cpp", *EMULATED)
+        compile_to(folder / "arguments.o", KERNELS / ARGUMENTS, *EMULATED)
+
+    def run(self, part, replaced=None, built=None):
+        """The exit code of the program, one object replaced; a crash or no end counts as noticed."""
+        names = [name for name in [*MACHINE, *PARTS, "main", "arguments"] if name != replaced]
+        # First: of an inline function that several objects have, the linker keeps the first.
+        objects = ([built] if built else []) + [self.folder / f"{name}.o" for name in names]
+        program = self.folder / "program"
+        libraries = [CORE, "-lhwy", "-lgtest", "-lpthread"]
+        subprocess.run(["g++", *objects, *libraries, "-o", program], check=True)
+        try:
+            return subprocess.run([program, part], capture_output=True, timeout=60).returncode
+        except subprocess.TimeoutExpired:
+            return -1
+
+    def run_mutant(self, part, file, old, new):
+        tree = self.folder / "mutated"
+        shutil.rmtree(tree, ignore_errors=True)
+        shutil.copytree(ROOT / KERNELS, tree / KERNELS)
+        text = (tree / KERNELS / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} has this {text.count(old)} times: {old}"
+        (tree / KERNELS / file).write_text(text.replace(old, new), encoding="utf-8")
+        built = self.folder / "mutant.o"
+        if file == ARGUMENTS:
+            replaced, source = "arguments", tree / KERNELS / file
+        else:
+            replaced, source = part, f"tests/emulator/mutants/{part}.cpp"
+        compile_to(built, source, *self.with_prefix, f"-I{tree}")
+        return self.run(part, replaced, built)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    if not CORE.exists():
+        pytest.skip(f"{CORE} is not built: make build")
+    return Workshop(tmp_path_factory.mktemp("mutants"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_right_passes(workshop, part):
+    assert workshop.run(part) == 0
+
+
+@pytest.mark.parametrize(("part", "what", "file", "old", "new"), MUTANTS, ids=[f"{m[0]}: {m[1]}" for m in MUTANTS])
+def test_a_mutant_is_noticed(workshop, part, what, file, old, new):
+    assert workshop.run_mutant(part, file, old, new) != 0
