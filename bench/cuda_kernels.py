@@ -47,45 +47,51 @@ def fused_instances():
     return [(rule, *storage) for rule in rules for storage in storages]
 
 
+CHAINS = {"FfmaChain": "ffma", "MmaChain": "mma"}
+
+
 def chosen_instances(architecture):
-    """All of them for sm_90a; elsewhere those of the first rule and the first of each other, which is every rule and
-    every pair of formats once, in half the time."""
+    """(chain, rule, weight format, format of the moments): the first rule in every pair of formats and every rule in
+    the first pair, which stand for the others; on tensor cores all of these for sm_90a, one elsewhere."""
     every = fused_instances()
-    if architecture == "sm_90a":
-        return every
-    return [one for one in every if one[0] == every[0][0] or one[1:] == every[0][1:]]
+    chosen = [one for one in every if one[0] == every[0][0] or one[1:] == every[0][1:]]
+    on_tensor_cores = chosen if architecture == "sm_90a" else chosen[1:2]
+    return [("FfmaChain", *one) for one in chosen] + [("MmaChain", *one) for one in on_tensor_cores]
 
 
 def source_of(architecture):
     instances = chosen_instances(architecture)
     lines = [
-        '#include "forge/kernels/cuda/ffma.cuh"',
-        '#include "forge/kernels/cuda/update_rows.cuh"',
+        *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in ("ffma", "mma", "tiles", "update_rows")),
         "using namespace forge;",
         "using namespace forge::cuda;",
     ]
-    for rule, weight, state in instances:
+    for chain, rule, weight, state in instances:
         operation = f"RowOperation<rules::{rule}, Fixed<Format::{weight}>, Fixed<Format::{state}>>"
         lines.append(
-            f"template __global__ void forge::cuda::update_tiles<{operation}>"
+            f"template __global__ void forge::cuda::update_tiles<{chain}, {operation}>"
             f"(FORGE_PARAMETER(UpdateArguments<{operation}>));"
         )
+    for chain in CHAINS:
+        for kernel, arguments in (("store_tiles", "StoreArguments"), ("square_rows", "NormArguments")):
+            lines.append(f"template __global__ void forge::cuda::{kernel}<{chain}>(FORGE_PARAMETER({arguments}));")
     # Fed from memory, one rule stands for all: what is long is the formats, which are chosen when it runs.
+    rule = f"rules::{fused_instances()[0][0]}"
     lines.append(
-        f"template __global__ void forge::cuda::update_rows<rules::{instances[0][0]}>"
-        f"(FORGE_PARAMETER(RowsArguments<rules::{instances[0][0]}>));"
+        f"template __global__ void forge::cuda::update_rows<{rule}>(FORGE_PARAMETER(RowsArguments<{rule}>));"
     )
     return "\n".join(lines) + "\n"
 
 
 def short_name(mangled):
-    """_ZN5forge4cuda12update_tiles… → update_tiles<AdamW, bf16_stochastic, int8>"""
+    """_ZN5forge4cuda12update_tiles… → update_tiles<mma, AdamW, bf16_stochastic, int8>"""
     name = subprocess.run([find_tool("c++filt"), mangled], check=True, capture_output=True, text=True).stdout.strip()
     kernel = re.search(r"forge::cuda::(\w+)", name).group(1)
     formats = re.findall(r"kFormats\[\] = \{(.*?)\n\};", (ROOT / "forge/formats/format.h").read_text(), re.DOTALL)
     names = re.findall(r'\{"(\w+)"', formats[0])
     rule = re.search(r"forge::rules::(\w+)(?:<forge::(\w+)Options)?", name)
-    parts = [rule.group(2) or rule.group(1)] if rule else []
+    parts = [CHAINS[chain] for chain in re.findall(r"forge::cuda::(\w+Chain)\b", name)[:1]]
+    parts += [rule.group(2) or rule.group(1)] if rule else []
     parts += [names[int(number)] for number in re.findall(r"forge::cuda::Fixed<\(forge::Format\)(\d+)>", name)[:2]]
     return kernel + (f"<{', '.join(parts)}>" if parts else "")
 
@@ -111,6 +117,8 @@ def count_instructions(sass):
         counts[block.split()[0]] = {
             "instructions": len(words),
             "fused_multiply_adds": kinds["FFMA"],
+            "tensor_products": kinds["HMMA"],
+            "matrix_loads": kinds["LDSM"],
             "local_accesses": kinds["LDL"] + kinds["STL"],
             "loads_of_128_bits": sum(word.startswith("LDG.") and ".128" in word for word in words),
             "stores_of_128_bits": sum(word.startswith("STG.") and ".128" in word for word in words),

@@ -37,9 +37,11 @@ def is_tile_kernel(name):
 @needs_compiler
 def test_every_instance_is_there(compiled):
     architecture, kernels = compiled
-    expected = {f"update_tiles<{', '.join(one)}>" for one in cuda_kernels.chosen_instances(architecture)}
+    instances = cuda_kernels.chosen_instances(architecture)
+    expected = {f"update_tiles<{', '.join((cuda_kernels.CHAINS[chain], *one))}>" for chain, *one in instances}
     assert expected == {name for name in kernels if name.startswith("update_tiles")}
-    assert {"store_tiles", "square_rows", "add_rows_sums", "update_rows<AdamW>"} <= set(kernels)
+    others = {f"{kernel}<{chain}>" for kernel in ("store_tiles", "square_rows") for chain in ("ffma", "mma")}
+    assert others | {"add_rows_sums", "update_rows<AdamW>"} <= set(kernels)
 
 
 @needs_compiler
@@ -60,11 +62,14 @@ def test_two_blocks_of_tiles_fit_on_a_multiprocessor(compiled):
 
 @needs_compiler
 def test_a_stage_is_unrolled(compiled):
-    """16 tokens and the one of the tail, 8 · 8 multiply-adds each."""
+    """16 tokens and the one of the tail, 8 · 8 multiply-adds each. On tensor cores two steps of 4 · 4 products, of bf16
+    and of fp16, and 4 + 2 loads of matrices for each."""
     _, kernels = compiled
     for name, numbers in kernels.items():
-        if is_tile_kernel(name) or name == "square_rows":
+        if "<ffma" in name:
             assert numbers["fused_multiply_adds"] >= 17 * 64, name
+        if "<mma" in name:
+            assert numbers["tensor_products"] == 2 * 2 * 16 and numbers["matrix_loads"] == 2 * 2 * 6, name
 
 
 @needs_compiler
@@ -72,14 +77,14 @@ def test_fp32_is_moved_in_fours(compiled):
     """Each matrix in fp32 is loaded before the first row and one row ahead, and stored; the gradient's operands are
     loaded as store_tiles loads them."""
     _, kernels = compiled
-    of_gradient = kernels["store_tiles"]["loads_of_128_bits"]
+    of_gradient = {chain: kernels[f"store_tiles<{chain}>"]["loads_of_128_bits"] for chain in ("ffma", "mma")}
     moments = {"AdamW": 2, "SgdMomentum": 1, "Lion": 1}
     for name, numbers in kernels.items():
         if not name.startswith("update_tiles"):
             continue
-        rule, weight, state = name[len("update_tiles<") : -1].split(", ")
+        chain, rule, weight, state = name[len("update_tiles<") : -1].split(", ")
         matrices = (weight == "fp32") + (state == "fp32") * moments[rule]
-        assert numbers["loads_of_128_bits"] == of_gradient + 2 * matrices, name
+        assert numbers["loads_of_128_bits"] == of_gradient[chain] + 2 * matrices, name
         assert numbers["stores_of_128_bits"] == matrices, name
 
 
@@ -107,8 +112,10 @@ SASS = """\tFunction : _Z1kPf
         /*0020*/                   STL [R1], R4 ;
         /*0030*/             @UPT0 STG.E.EF.128 desc[UR4][R2.64], R4 ;
         /*0040*/                   FFMA R5, R4, R4, R5 ;
-        /*0050*/                   EXIT ;
-        /*0060*/                   NOP;
+        /*0050*/                   LDSM.16.MT88.4 R4, [R1] ;
+        /*0060*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0070*/                   EXIT ;
+        /*0080*/                   NOP;
 """
 
 
@@ -116,8 +123,10 @@ def test_spills_and_local_memory_are_read():
     assert cuda_kernels.read_ptxas(PTXAS) == {"_Z1kPf": {"registers": 128, "stack_bytes": 8, "spilled_bytes": 16}}
     assert cuda_kernels.count_instructions(SASS) == {
         "_Z1kPf": {
-            "instructions": 6,
+            "instructions": 8,
             "fused_multiply_adds": 1,
+            "tensor_products": 1,
+            "matrix_loads": 1,
             "local_accesses": 1,
             "loads_of_128_bits": 1,
             "stores_of_128_bits": 1,

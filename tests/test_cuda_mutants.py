@@ -11,15 +11,18 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release")).resolve()
 CORE = BUILD / "libforge_core.a"
 KERNELS = Path("forge/kernels/cuda")
-MACHINE = ["barriers", "cp_async", "scheduler", "shared_memory", "tma", "wgmma"]
-PARTS = ["tiles", "stored", "rows"]
+MACHINE = ["barriers", "cp_async", "mma", "scheduler", "shared_memory", "tma", "wgmma"]
+OBJECTS = ["tiles", "stored", "rows"]
+# What of an object is run: its name, or this.
+RUNS = {"halves": "tiles"}
+PARTS = [*OBJECTS, *RUNS]
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
 FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
 EMULATED = [*FLAGS, '-DFORGE_EMULATE="tests/emulator/twins.h"']
 # Read once: what the kernels include is most of what there is to compile.
 PREFIX = ["forge/formats/list.h", "forge/formats/philox.h", "forge/gradient/terms.h", "forge/rules/list.h"]
 
-CHAIN, FFMA, ARGUMENTS = "chain.cuh", "ffma.cuh", "arguments.cu"
+TILE, FFMA, MMA, TILES, ARGUMENTS = "tile.cuh", "ffma.cuh", "mma.cuh", "tiles.cuh", "arguments.cu"
 STORED, COLUMNS, ROW, ROWS, NUMBERS = "stored.cuh", "columns.cuh", "row_operation.cuh", "update_rows.cuh", "numbers.cuh"
 
 LEFT = "  __syncthreads();  // everyone has left what shared memory held before\n"
@@ -28,37 +31,46 @@ LEFT = "  __syncthreads();  // everyone has left what shared memory held before\
 # Part, what is wrong, file, text that stands there once, what stands there instead.
 MUTANTS = [
     # Barriers and stages.
-    ("tiles", "waits for one group of copies too few", CHAIN, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
-    ("tiles", "no barrier in the main loop", CHAIN, "      __syncthreads();  // this stage", "      // this stage"),
-    ("tiles", "a stage loaded that is computed on", CHAIN,
+    ("tiles", "waits for one group of copies too few", TILE, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
+    ("tiles", "no barrier in the main loop", TILE, "      __syncthreads();  // this stage", "      // this stage"),
+    ("tiles", "a stage loaded that is computed on", TILE,
      "    if (step + kAhead < steps) load(step + kAhead);",
      "    if (step >= 0 && step + kStages < steps) load(step + kStages);\n    if (step < 0) load(step + kAhead);"),
-    ("tiles", "a product begins on what others still read", CHAIN, "kStages - 1;\n" + LEFT, "kStages - 1;\n"),
-    ("tiles", "the tile stored over what others still read", CHAIN,
-     "float* strip) {\n" + LEFT, "float* strip) {\n"),
-    ("tiles", "the strip read before it is written", CHAIN, "  }\n  __syncthreads();\n}\n\n}  //", "  }\n}\n\n}  //"),
-    ("tiles", "a dense term read before it is there", CHAIN,
+    ("tiles", "a product begins on what others still read", TILE, "kStages - 1;\n" + LEFT, "kStages - 1;\n"),
+    ("tiles", "the tile stored over what others still read", TILES,
+     "tile);\n" + LEFT, "tile);\n"),
+    ("tiles", "the strip read before it is written", TILES, "tile.store(strip);\n  __syncthreads();\n", "tile.store(strip);\n"),
+    ("tiles", "a dense term read before it is there", TILE,
      "  __syncthreads();\n  tile.each([&]", "  tile.each([&]"),
     # The chain.
-    ("stored", "zeros behind the last token multiplied", CHAIN, "if (left >= kStageTokens)", "if (left > 0)"),
-    ("stored", "the last tokens left out", CHAIN,
+    ("stored", "zeros behind the last token multiplied", FFMA, "if (left >= kStageTokens)", "if (left > 0)"),
+    ("stored", "the last tokens left out", FFMA,
      "(term.tokens - 1 + kStageTokens) / kStageTokens", "term.tokens / kStageTokens"),
-    ("stored", "a product rounded before it is added", CHAIN, "g = std::fma(dy[i], x[j], g);", "g += dy[i] * x[j];"),
-    ("stored", "columns of a fragment exchanged", CHAIN, "j / 4 * 16 + j % 4", "j / 4 * 16 + (j % 4 ^ 1)"),
-    ("stored", "rows of a fragment from other lanes", CHAIN, "lane / 4 * kThreadTile", "lane % 8 * kThreadTile"),
-    ("stored", "an operand read by the columns of the other", CHAIN, "1.f, col, all.in, term", "1.f, col, all.out, term"),
-    ("stored", "a scaled operand taken as it is", ARGUMENTS, " && scale == 1", ""),
-    ("stored", "an operand taken in fours that are none", ARGUMENTS, "m.dtype == DType::f32 && m.aligned", "m.dtype == DType::f32"),
-    ("stored", "rows added one below", CHAIN, "g = i == place ?", "g = i == place + 1 ?"),
+    ("stored", "a product rounded before it is added", FFMA, "g = std::fma(dy[i], x[j], g);", "g += dy[i] * x[j];"),
+    ("stored", "columns of a fragment exchanged", FFMA, "j / 4 * 16 + j % 4", "j / 4 * 16 + (j % 4 ^ 1)"),
+    ("stored", "rows of a fragment from other lanes", FFMA, "lane / 4 * kThreadTile", "lane % 8 * kThreadTile"),
+    ("stored", "an operand read by the columns of the other", FFMA, "1.f, col, all.in, term", "1.f, col, all.out, term"),
+    ("stored", "a scaled operand taken as it is", ARGUMENTS, "arguments_of(t.dY, t.scale)", "arguments_of(t.dY)"),
+    ("stored", "rows added one below", FFMA, "g = i == place ?", "g = i == place + 1 ?"),
+    # Tensor cores.
+    ("halves", "matrices of dY in another order", MMA, "token + row + 8 * right", "token + row + 8 * upper"),
+    ("halves", "columns of X in another order", MMA, "2 * j + right", "2 * j + upper"),
+    ("halves", "both products with the same columns", MMA, "mma_fp16(tile.g[i][j], a[i], b[j / 2] + j % 2 * 2)", "mma_fp16(tile.g[i][j], a[i], b[j / 2])"),
+    ("halves", "the last products left out", MMA, "+ token < term.tokens", "+ token + 15 < term.tokens"),
+    ("halves", "no mask on columns", MMA, "left < kPiece ? left : kPiece", "kPiece"),
+    ("halves", "rows of a product 8 apart exchanged", MMA, "v / 2 * 8", "v % 2 * 8"),
+    ("halves", "halves of a word exchanged", MMA, "(i % 2 * 16)", "((i + 1) % 2 * 16)"),
+    ("halves", "a piece stored where it is not read", MMA, "place(stage, token, piece)", "place(stage, token, piece ^ 1)"),
+    ("halves", "half precision multiplied as bf16", MMA, "term.first.dtype == DType::bf16", "term.first.dtype != DType::f32"),
     # The fused update.
     ("tiles", "the gradient not scaled", ROW, "Columns::kLanes, scale, step", "Columns::kLanes, 1.f, step"),
-    ("tiles", "a row ahead of its place", FFMA, "spot(row + kChainWarps));", "spot(row + kChainWarps + 1));"),
+    ("tiles", "a row ahead of its place", TILES, "spot(row + kChainWarps));", "spot(row + kChainWarps + 1));"),
     ("stored", "no mask on columns", STORED, "left < 0 ? 0 : left < kThreadColumns ? left : kThreadColumns", "left > 0 ? 4 : 0"),
     # The norm.
-    ("stored", "a lane of every eighth column", FFMA, "c += kNormLanes", "c += kNormLanes / 2"),
-    ("stored", "lanes added from the near end", FFMA,
+    ("stored", "a lane of every eighth column", TILES, "c += kNormLanes", "c += kNormLanes / 2"),
+    ("stored", "lanes added from the near end", TILES,
      "for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)", "for (int lanes = 1; lanes < kNormLanes; lanes *= 2)"),
-    ("stored", "the gradient not scaled", FFMA, "double g = scale * shared", "double g = shared"),
+    ("stored", "the gradient not scaled", TILES, "double g = scale * shared", "double g = shared"),
     # Storage and noise.
     ("stored", "no mask on rows", STORED, "row < rows ? cols - col : 0", "cols - col"),
     ("rows", "fours taken where there are none", STORED, "layout.rest_bytes)};", "layout.rest_bytes) || true};"),
@@ -92,13 +104,13 @@ class Workshop:
         self.with_prefix = [*EMULATED, "-include", str(folder / "prefix.h")]
         for name in MACHINE:
             compile_to(folder / f"{name}.o", f"tests/emulator/{name}.cpp", *FLAGS)
-        for name in [*PARTS, "main"]:
+        for name in [*OBJECTS, "main"]:
             compile_to(folder / f"{name}.o", f"tests/emulator/mutants/{name}.cpp", *EMULATED)
         compile_to(folder / "arguments.o", KERNELS / ARGUMENTS, *EMULATED)
 
     def run(self, part, replaced=None, built=None):
         """The exit code of the program, one object replaced; a crash or no end counts as noticed."""
-        names = [name for name in [*MACHINE, *PARTS, "main", "arguments"] if name != replaced]
+        names = [name for name in [*MACHINE, *OBJECTS, "main", "arguments"] if name != replaced]
         # First: of an inline function that several objects have, the linker keeps the first.
         objects = ([built] if built else []) + [self.folder / f"{name}.o" for name in names]
         program = self.folder / "program"
@@ -120,7 +132,8 @@ class Workshop:
         if file == ARGUMENTS:
             replaced, source = "arguments", tree / KERNELS / file
         else:
-            replaced, source = part, f"tests/emulator/mutants/{part}.cpp"
+            replaced = RUNS.get(part, part)
+            source = f"tests/emulator/mutants/{replaced}.cpp"
         compile_to(built, source, *self.with_prefix, f"-I{tree}")
         return self.run(part, replaced, built)
 

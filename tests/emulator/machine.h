@@ -69,6 +69,10 @@ void warp_sync();
 std::uint32_t warp_shuffle(std::uint32_t value, int source_lane);
 void set_max_registers(int n);
 
+// As forge/kernels/cuda/ptx/mma.cuh says.
+void ldmatrix_x4_trans(std::uint32_t* result, const void* row);
+void mma_m16n8k16(float* d, const std::uint32_t* a, const std::uint32_t* b, bool bf16);
+
 void wgmma_mn_major(float* d, int n, std::uint64_t desc_a, std::uint64_t desc_b, bool accumulate);
 void wgmma_fence();
 void wgmma_commit();

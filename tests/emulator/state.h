@@ -49,13 +49,15 @@ enum class Collective {
   barrier_sync,
   barrier_arrive,
   set_max_registers,
+  ldmatrix,
+  mma,
   wgmma,
   fence,
   commit,
   wait
 };
-constexpr const char* kCollectiveNames[] = {"__syncwarp",  "shfl.sync",          "bar.sync",
-                                            "bar.arrive",  "setmaxnreg",         "wgmma.mma_async",
+constexpr const char* kCollectiveNames[] = {"__syncwarp",  "shfl.sync",          "bar.sync",        "bar.arrive",
+                                            "setmaxnreg",  "ldmatrix",           "mma.sync",        "wgmma.mma_async",
                                             "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group"};
 
 struct Warp;
@@ -98,6 +100,9 @@ struct Warp {
   std::uint64_t key = 0;
   std::array<std::uint32_t, 32> value{};
   std::array<int, 32> source{};
+  std::array<const void*, 32> row{};              // of ldmatrix
+  std::array<std::uint32_t*, 32> matrices{};      // its results
+  std::array<const std::uint32_t*, 32> a{}, b{};  // of mma.sync
   std::array<float*, 32> pointer{};
   // wgmma.
   std::deque<MmaOp> mma;

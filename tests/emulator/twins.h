@@ -28,6 +28,9 @@
 
 using dim3 = forge::emulator::Dim3;
 // NOLINTBEGIN: CUDA's names
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -37,6 +40,7 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(std::uint32_t x, std::uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::uint32_t w) { return {x, y, z, w}; }
@@ -75,6 +79,14 @@ inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int kPending>
 void cp_async_wait() {
   emulator::cp_async_wait(kPending);
+}
+
+inline void ldmatrix_x4_trans(std::uint32_t* result, const void* row) { emulator::ldmatrix_x4_trans(result, row); }
+inline void mma_bf16(float* d, const std::uint32_t* a, const std::uint32_t* b) {
+  emulator::mma_m16n8k16(d, a, b, true);
+}
+inline void mma_fp16(float* d, const std::uint32_t* a, const std::uint32_t* b) {
+  emulator::mma_m16n8k16(d, a, b, false);
 }
 
 template <class Parameter>

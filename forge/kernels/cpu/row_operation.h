@@ -20,8 +20,8 @@ class RowStore {
   RowStore() = default;
   RowStore(const Stored& stored, Sign sign, Target target, Extent extent = Extent::element);
 
-  // n ≤ kRowBlock numbers from (row, col), col a multiple of kRowBlock: where they are, if that is fp32, else decoded. Of a
-  // row's one number, n copies; of columns' numbers, those of these columns.
+  // n ≤ kRowBlock numbers from (row, col), col a multiple of kRowBlock: where they are, if that is fp32, else decoded.
+  // Of a row's one number, n copies; of columns' numbers, those of these columns.
   float* load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const;
   // The same without reading: what is stored does not matter.
   float* place(std::int64_t row, std::int64_t col, float* buffer) const;

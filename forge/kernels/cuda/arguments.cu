@@ -3,20 +3,14 @@
 namespace forge::cuda {
 namespace {
 
-// fp32 in fours of 16 bytes: cp.async takes them as they are.
-bool is_direct(const OperandArguments& m, float scale) { return m.dtype == DType::f32 && m.aligned && scale == 1; }
-
 TermArguments term_arguments(const Outer& t) {
-  OperandArguments dY = arguments_of(t.dY), X = arguments_of(t.X);
-  return {TermKind::outer, is_direct(dY, t.scale),    is_direct(X, 1), t.scale, dY, X,
-          nullptr,         static_cast<int>(t.X.rows)};
+  return {TermKind::outer,   t.scale, arguments_of(t.dY, t.scale),
+          arguments_of(t.X), nullptr, static_cast<int>(t.X.rows)};
 }
 TermArguments term_arguments(const Rows& t) {
-  return {TermKind::rows, false, false, t.scale, arguments_of(t.values), {}, t.index, static_cast<int>(t.values.rows)};
+  return {TermKind::rows, t.scale, arguments_of(t.values), {}, t.index, static_cast<int>(t.values.rows)};
 }
-TermArguments term_arguments(const Dense& t) {
-  return {TermKind::dense, false, false, t.scale, arguments_of(t.D), {}, nullptr, 0};
-}
+TermArguments term_arguments(const Dense& t) { return {TermKind::dense, t.scale, arguments_of(t.D), {}, nullptr, 0}; }
 
 // Rows, columns and tokens are counted in 32 bits, and a tile may reach beyond the last.
 void check_extent(const char* who, const char* what, std::int64_t n) {

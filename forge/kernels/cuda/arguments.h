@@ -4,8 +4,8 @@
 #include <variant>
 
 #include "forge/base/error.h"
-#include "forge/kernels/cuda/chain.cuh"
 #include "forge/kernels/cuda/row_operation.cuh"
+#include "forge/kernels/cuda/tile.cuh"
 
 // What the host checks and packs before a launch.
 namespace forge::cuda {

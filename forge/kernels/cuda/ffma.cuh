@@ -2,142 +2,153 @@
 
 #include <cstdint>
 
-#include "forge/kernels/cuda/chain.cuh"
-#include "forge/kernels/cuda/row_operation.cuh"
-#include "forge/kernels/norm_lanes.h"
+#include "forge/kernels/cuda/tile.cuh"
 
-// What becomes of the tiles that chain.cuh makes: the fused kernel, and the same tiles stored or squared.
+// A tile of G = Σ sᵢ · termᵢ by fused multiply-adds of fp32, each element one chain over the terms as they came and
+// over their tokens in order, beginning at −0: the bits of Target::ref. sm_80 and later.
 namespace forge::cuda {
 
-template <class Operation>
-struct UpdateArguments {
-  typename Operation::Arguments weight;
-  typename Operation::Step step;
-  ChainArguments G;
-};
+// A thread makes 8 × 8 elements: 64 multiply-adds for 16 numbers read from shared memory, so the arithmetic units wait
+// for nothing but themselves.
+constexpr int kThreadTile = 8;
 
-// Blocks: tiles, (in, out). Rows of W and S are read one ahead of the row that is computed on.
-template <class Operation>
-__global__ void __launch_bounds__(kChainThreads, kChainBlocks)
-    update_tiles(FORGE_PARAMETER(UpdateArguments<Operation>) arguments) {
-  FORGE_DYNAMIC_SHARED(float, shared);
-  const ChainArguments& G = arguments.G;
-  if (is_skipped(G.numbers)) return;
-  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
-  {
-    Fragment tile;
-    make_tile(G, row0, col0, shared, tile);
-    store_tile(tile, shared);
+// Of each operand a thread brings two times four columns to a stage.
+constexpr int kStageTokens = 16;
+constexpr int kOperandFloats = kStageTokens * kTile;
+static_assert(2 * kOperandFloats * sizeof(float) == kStageBytes);
+
+// The accumulators of a thread, and where they lie in the tile.
+struct Fragment {
+  float g[kThreadTile][kThreadTile];
+
+  FORGE_DEVICE static int row() {  // of 8
+    int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+    return warp / 4 * 64 + lane / 4 * kThreadTile;
   }
-  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
-  const auto step = step_of(G.numbers, arguments.step);
-  const float scale = scale_of(G.numbers, G.scale);
-  auto spot = [&](int row) {
-    Spot at = arguments.weight.spot(row0 + row, col0 + col);
-    if (row >= kTile) at.valid = 0;
-    return at;
-  };
-  auto next = Operation::load(arguments.weight, spot(warp));
-  FORGE_NO_UNROLL
-  for (int row = warp; row < kTile && row0 + row < G.out; row += kChainWarps) {
-    auto loaded = next;
-    next = Operation::load(arguments.weight, spot(row + kChainWarps));
-    float4 four = *reinterpret_cast<const float4*>(shared + row * kTile + col);
-    const float g[kThreadColumns] = {four.x, four.y, four.z, four.w};
-    Operation::update(arguments.weight, step, spot(row), loaded, g, scale);
+  // Two times four, 16 apart, so that a quarter of a warp reads 16 bytes of each bank.
+  FORGE_DEVICE static int col(int j) {
+    int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+    return warp % 4 * 32 + lane % 4 * 4 + j / 4 * 16 + j % 4;
   }
-}
-
-struct StoreArguments {
-  WeightArguments<1> D;  // fp32 or bf16
-  ChainArguments G;
-};
-
-static __global__ void __launch_bounds__(kChainThreads, kChainBlocks)
-    store_tiles(FORGE_PARAMETER(StoreArguments) arguments) {
-  FORGE_DYNAMIC_SHARED(float, shared);
-  const ChainArguments& G = arguments.G;
-  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
-  {
-    Fragment tile;
-    make_tile(G, row0, col0, shared, tile);
-    store_tile(tile, shared);
+  // Calls f(row, col, g) for each element, in the tile.
+  template <class F>
+  FORGE_DEVICE void each(F&& f) {
+    each_own([&](int i, int j, float& x) { f(row() + i, col(j), x); });
   }
-  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
-  const float scale = scale_of(G.numbers, G.scale);
-  const StoredArguments& D = arguments.D.matrices[0];
-  FORGE_NO_UNROLL
-  for (int row = warp; row < kTile; row += kChainWarps) {
-    float x[kThreadColumns];
-    Columns::each([&](int i) { x[i] = scale * shared[row * kTile + col + i]; });
-    // The two formats of a gradient; both round to nearest.
-    Spot at = arguments.D.spot(row0 + row, col0 + col);
-    if (D.format == Format::fp32)
-      store_raw<Fixed<Format::fp32>>(D, at, encode<Fixed<Format::fp32>, Sign::any>(D, x));
-    else
-      store_raw<Fixed<Format::bf16>>(D, at, encode<Fixed<Format::bf16>, Sign::any>(D, x));
-  }
-}
-
-struct NormArguments {
-  double* row_sums;  // (out)
-  ChainArguments G;
-};
-
-FORGE_DEVICE double shuffle_xor(double x, int lanes) {
-  auto bits = std::bit_cast<std::uint64_t>(x);
-  std::uint64_t low = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits), lanes);
-  std::uint64_t high = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits >> 32), lanes);
-  return std::bit_cast<double>(high << 32 | low);
-}
-
-// row_sums[r] ← the sum of the squares of row r, in the order of norm_lanes.h. Blocks: 128 rows each, whose tiles it
-// takes from left to right. Half a warp has a row, a thread one of its 16 lanes.
-static __global__ void __launch_bounds__(kChainThreads, 1) square_rows(FORGE_PARAMETER(NormArguments) arguments) {
-  FORGE_DYNAMIC_SHARED(float, shared);
-  const ChainArguments& G = arguments.G;
-  constexpr int kRowsAtOnce = 2 * kChainWarps;
-  const int row0 = static_cast<int>(blockIdx.x) * kTile, lane = static_cast<int>(threadIdx.x % kNormLanes);
-  const int first = static_cast<int>(threadIdx.x / kNormLanes);
-  const float scale = scale_of(G.numbers, G.scale);
-  double sums[kTile / kRowsAtOnce] = {};
-  FORGE_NO_UNROLL
-  for (int col0 = 0; col0 < G.in; col0 += kTile) {
-    {
-      Fragment tile;
-      make_tile(G, row0, col0, shared, tile);
-      store_tile(tile, shared);
-    }
+  template <class F>
+  FORGE_DEVICE void each_own(F&& f) {
     FORGE_UNROLL
-    for (int k = 0; k < kTile / kRowsAtOnce; ++k) {
-      FORGE_NO_UNROLL
-      for (int c = lane; c < kTile && c < G.in - col0; c += kNormLanes) {
-        double g = scale * shared[(first + k * kRowsAtOnce) * kTile + c];
-        sums[k] += g * g;
+    for (int i = 0; i < kThreadTile; ++i) {
+      FORGE_UNROLL
+      for (int j = 0; j < kThreadTile; ++j) f(i, j, g[i][j]);
+    }
+  }
+  FORGE_DEVICE void store(float* strip) const {
+    FORGE_UNROLL
+    for (int i = 0; i < kThreadTile; ++i) {
+      FORGE_UNROLL
+      for (int j = 0; j < kThreadTile; j += 4)
+        *reinterpret_cast<float4*>(strip + strip_place(row() + i, col(j))) =
+            make_float4(g[i][j], g[i][j + 1], g[i][j + 2], g[i][j + 3]);
+    }
+  }
+};
+
+// One operand of a product: columns [first, first + 128) of a matrix of tokens, a stage at a time.
+struct OperandLoader {
+  const OperandArguments& m;
+  float scale;
+  int first, cols, tokens;
+
+  // Where piece k of this thread lies in a stage.
+  FORGE_DEVICE static int token(int k) { return static_cast<int>(threadIdx.x / 32) + k * (kChainThreads / 32); }
+  FORGE_DEVICE static int col() { return static_cast<int>(threadIdx.x % 32) * kThreadColumns; }
+  FORGE_DEVICE static float* place(float* stage, int k) { return stage + token(k) * kTile + col(); }
+
+  // Zeros where there is nothing of the matrix. What is direct is there after the wait for its group. The rest is
+  // widened and scaled on its way, for which the thread waits; the other block of the multiprocessor does not.
+  FORGE_DEVICE void load(int from, float* stage) const {
+    FORGE_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      Spot at = spot_in(tokens, cols, from + token(k), first + col());
+      if (m.copied_floats) {
+        const float* source = static_cast<const float*>(m.data) + (at.valid > 0 ? at.offset(m.stride) : 0);
+        cp_async_16(place(stage, k), source, at.valid * static_cast<int>(sizeof(float)));
+      } else {
+        (Columns(scale) * load_numbers(m, at)).store(place(stage, k));
       }
     }
   }
+};
+
+FORGE_DEVICE void multiply_token(const float* a, const float* b, Fragment& tile) {
+  float dy[kThreadTile], x[kThreadTile];
   FORGE_UNROLL
-  for (int k = 0; k < kTile / kRowsAtOnce; ++k) {
-    double sum = sums[k];
-    for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-    const int row = row0 + first + k * kRowsAtOnce;
-    if (lane == 0 && row < G.out) arguments.row_sums[row] = sum;
+  for (int half = 0; half < 2; ++half) {
+    float4 four = *reinterpret_cast<const float4*>(a + Fragment::row() + 4 * half);
+    dy[4 * half] = four.x, dy[4 * half + 1] = four.y, dy[4 * half + 2] = four.z, dy[4 * half + 3] = four.w;
+    four = *reinterpret_cast<const float4*>(b + Fragment::col(4 * half));
+    x[4 * half] = four.x, x[4 * half + 1] = four.y, x[4 * half + 2] = four.z, x[4 * half + 3] = four.w;
+  }
+  tile.each_own([&](int i, int j, float& g) { g = std::fma(dy[i], x[j], g); });
+}
+
+FORGE_DEVICE void add_outer(const ChainArguments& all, const TermArguments& term, int row, int col, float* shared,
+                            Fragment& tile) {
+  OperandLoader dY = {term.first, term.scale, row, all.out, term.tokens};
+  OperandLoader X = {term.second, 1.f, col, all.in, term.tokens};
+  auto stage_of = [&](int step) { return shared + step % kStages * (2 * kOperandFloats); };
+  auto load = [&](int step) {
+    dY.load(step * kStageTokens, stage_of(step));
+    X.load(step * kStageTokens, stage_of(step) + kOperandFloats);
+  };
+  pipeline((term.tokens - 1 + kStageTokens) / kStageTokens, load, [&](int step) {
+    const float* a = stage_of(step);
+    const float* b = a + kOperandFloats;
+    // Not beyond the last token: a product of zeros would be added to a chain that is −0.
+    const int left = term.tokens - step * kStageTokens;
+    if (left >= kStageTokens) {
+      FORGE_UNROLL
+      for (int t = 0; t < kStageTokens; ++t) multiply_token(a + t * kTile, b + t * kTile, tile);
+    } else {
+      FORGE_NO_UNROLL
+      for (int t = 0; t < left; ++t) multiply_token(a + t * kTile, b + t * kTile, tile);
+    }
+  });
+}
+
+FORGE_DEVICE void add_rows(const ChainArguments& all, const TermArguments& term, int row, int col, Fragment& tile) {
+  FORGE_NO_UNROLL
+  for (int t = 0; t < term.tokens; ++t) {
+    std::int64_t place = term.index[t] - row - Fragment::row();
+    if (place < 0 || place >= kThreadTile) continue;
+    Columns left = load_numbers(term.first, spot_in(term.tokens, all.in, t, col + Fragment::col(0)));
+    Columns right = load_numbers(term.first, spot_in(term.tokens, all.in, t, col + Fragment::col(kThreadColumns)));
+    tile.each_own([&](int i, int j, float& g) {
+      float x = j < kThreadColumns ? left.x[j % kThreadColumns].x : right.x[j % kThreadColumns].x;
+      g = i == place ? std::fma(term.scale, x, g) : g;
+    });
   }
 }
 
-struct AddArguments {
-  const double* row_sums;
-  std::int64_t rows;
-  double* sum;
-};
+// Multiply-adds of fp32: any terms.
+struct FfmaChain {
+  using Tile = Fragment;
 
-// From top to bottom, so by one thread: 4096 rows are 4096 additions, some ten microseconds.
-static __global__ void add_rows_sums(FORGE_PARAMETER(AddArguments) arguments) {
-  if (threadIdx.x != 0) return;
-  double sum = 0;
-  for (std::int64_t row = 0; row < arguments.rows; ++row) sum += arguments.row_sums[row];
-  *arguments.sum = sum;
-}
+  // The tile from (row, col) on, before the overall scale. `shared`: kChainShared bytes.
+  FORGE_DEVICE static void make(const ChainArguments& all, int row, int col, float* shared, Tile& tile) {
+    tile.each_own([](int, int, float& g) { g = -0.f; });
+    FORGE_NO_UNROLL
+    for (int k = 0; k < all.terms; ++k) {
+      const TermArguments& term = all.term[k];
+      if (term.kind == TermKind::outer)
+        add_outer(all, term, row, col, shared, tile);
+      else if (term.kind == TermKind::rows)
+        add_rows(all, term, row, col, tile);
+      else
+        add_dense(all, term, row, col, shared, tile);
+    }
+  }
+};
 
 }  // namespace forge::cuda

@@ -5,6 +5,7 @@
 
 #include "forge/base/testing/random.h"
 #include "forge/base/testing/refusal.h"
+#include "forge/kernels/cuda/choose_kernel.h"
 #include "forge/kernels/cuda/instances.h"
 #include "forge/kernels/cuda/testing/emulated.h"
 
@@ -13,8 +14,10 @@ namespace {
 
 using namespace forge::testing;
 
+constexpr cuda::Launch kExact = {.exact = true};
+
 void update_emulated(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
-  cuda::update(weight.W.view(), weight.moments(), G, rule, {nullptr, numbers});
+  cuda::update(weight.W.view(), weight.moments(), G, rule, {.numbers = numbers, .exact = true});
 }
 
 // Shapes: less than a thread's piece; one row, one column; a tile and a little; whole tiles and their parts.
@@ -52,35 +55,7 @@ std::vector<GradientSpec> specs() {
            0.37f}};
 }
 
-// A gradient whose operands' columns come in fours, as a thread takes them: a copy of each, rows 4 columns and more
-// apart.
-class InFours {
- public:
-  explicit InFours(const Expression& G) : G_(G) {
-    buffers_.reserve(2 * G.terms.size());  // views of them are kept
-    for (const Term& term : G.terms) {
-      terms_.push_back(term);
-      if (auto* t = std::get_if<Outer>(&terms_.back())) t->dY = copy(t->dY), t->X = copy(t->X);
-      if (auto* t = std::get_if<Rows>(&terms_.back())) t->values = copy(t->values);
-      if (auto* t = std::get_if<Dense>(&terms_.back())) t->D = copy(t->D);
-    }
-    G_.terms = terms_;
-  }
-  const Expression& expression() const { return G_; }
-
- private:
-  ConstMatrix copy(const ConstMatrix& m) {
-    Buffer& to = buffers_.emplace_back(m.rows, m.cols, m.dtype, 4 - m.cols % 4);
-    for (std::int64_t r = 0; r < m.rows; ++r)
-      for (std::int64_t c = 0; c < m.cols; ++c) to.set(r, c, number(m, r, c));
-    return to.view();
-  }
-  Expression G_;
-  std::vector<Buffer> buffers_;
-  std::vector<Term> terms_;
-};
-
-// Calls f(shape, spec, expression, turn): each gradient with each shape, its operands in fours in every second turn.
+// Calls f(shape, spec, expression, turn): each gradient with each shape, its operands aligned in every second turn.
 template <class F>
 void for_each_gradient(F&& f) {
   Random random(29);
@@ -91,9 +66,9 @@ void for_each_gradient(F&& f) {
       bool zeros = &shape == std::end(kShapes) - 1;
       Gradient g(shape, spec, random, [&] { return !zeros ? random.uniform(-1, 1) : random.below(2) ? -0.f : 1.f; });
       SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", turn " << turn);
-      bool in_fours = (turn + turn / std::size(kShapes)) % 2 == 0;
-      InFours copy(g.expression());
-      f(shape, in_fours ? copy.expression() : g.expression(), turn);
+      bool aligned = (turn + turn / std::size(kShapes)) % 2 == 0;
+      Aligned copy(g.expression());
+      f(shape, aligned ? copy.expression() : g.expression(), turn);
       ++turn;
     }
 }
@@ -102,23 +77,9 @@ TEST(Ffma, MaterializesTheBitsOfRef) {
   for_each_gradient([](Shape shape, const Expression& G, std::size_t turn) {
     DType dtype = turn % 3 ? DType::f32 : DType::bf16;
     Buffer expected = run_materialize(reference(), G, dtype), emulated(shape.out, shape.in, dtype, 5);
-    emulate(turn, [&] { cuda::materialize(emulated.view(), G, {}); });
+    emulate(turn, [&] { cuda::materialize(emulated.view(), G, kExact); });
     ASSERT_EQ(expected.bytes(), emulated.bytes());
   });
-}
-
-struct Instance {
-  RuleStep rule;
-  Storage storage;
-};
-std::vector<Instance> instances() {
-  std::vector<Instance> all;
-  cuda::for_each_fused([&]<class Rule, Format kWeight, Format kState>() {
-    typename Rule::Options options;
-    if constexpr (std::is_same_v<Rule, rules::SgdMomentum>) options.momentum = 0.9;
-    all.push_back({step_of<Rule>(options, 2), {kWeight, kState}});
-  });
-  return all;
 }
 
 TEST(Ffma, UpdatesToTheBitsOfRefInEveryInstance) {
@@ -150,7 +111,7 @@ TEST(Ffma, FusedEqualsTwoPhase) {
     std::vector<Stored> moments = two_phase.moments();
     emulate(3, [&] {
       update_emulated(fused, g.expression(), instance.rule);
-      cuda::materialize(D.view(), g.expression(), {});
+      cuda::materialize(D.view(), g.expression(), kExact);
       cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
       cuda::update_rows({&one, 1}, instance.rule, {});
     });
@@ -168,8 +129,8 @@ TEST(Ffma, ContinuesAChainInPlace) {
   std::vector<Term> rest = {Dense{emulated.view()}, whole.terms[1]};
   end.terms = rest;
   emulate(2, [&] {
-    cuda::materialize(emulated.view(), begin, {});
-    cuda::materialize(emulated.view(), end, {});
+    cuda::materialize(emulated.view(), begin, kExact);
+    cuda::materialize(emulated.view(), end, kExact);
   });
   EXPECT_EQ(expected.bytes(), emulated.bytes());
 }
@@ -178,7 +139,7 @@ TEST(Ffma, SumsSquaresToTheBitsOfRef) {
   for_each_gradient([](Shape, const Expression& G, std::size_t turn) {
     std::vector<double> workspace(cuda::norm_workspace_bytes(G) / sizeof(double));
     double emulated = -1;
-    emulate(turn, [&] { cuda::sum_squares(&emulated, G, std::as_writable_bytes(std::span(workspace)), {}); });
+    emulate(turn, [&] { cuda::sum_squares(&emulated, G, std::as_writable_bytes(std::span(workspace)), kExact); });
     ASSERT_EQ(run_sum_squares(reference(), G), emulated);
   });
 }

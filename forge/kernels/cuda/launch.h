@@ -11,8 +11,9 @@
 // The operations of kernels/ on a GPU: launches onto a stream, which is where errors of the device show. Matrices,
 // terms, moments and everything else that is pointed to lie in the device's memory; nothing is allocated, and no host
 // waits for anything, so that every call can be captured in a graph. Bits are those of Target::ref but for payloads of
-// NaN (docs/cuda.md). The terms' index is not read by the host: what lies outside [0, out) is left out. All throw Error
-// before anything is launched where shapes, formats, terms or the workspace do not fit.
+// NaN, where the gradient is made by fp32 multiply-adds (docs/cuda.md). The terms' index is not read by the host: what
+// lies outside [0, out) is left out. All throw Error before anything is launched where shapes, formats, terms or the
+// workspace do not fit.
 namespace forge::cuda {
 
 using Stream = void*;  // a cudaStream_t
@@ -28,15 +29,13 @@ struct OnDevice {
 struct Launch {
   Stream stream = nullptr;
   OnDevice numbers;
+  bool exact = false;  // fp32 multiply-adds only: the bits of Target::ref
 };
 
 constexpr int kMostTerms = 128;   // of an expression; with more, collapse some first
 constexpr int kMostWeights = 64;  // of one kernel of update_rows
 
-// Whether `update` has a kernel for them. Every rule without sums has one in update_rows, in all formats.
-bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S);
-
-// As in kernels/update.h, in one kernel. Throws Error where is_fused is false.
+// As in kernels/update.h, in one kernel. Throws Error where choose_kernel (choose_kernel.h) says that it has none.
 void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Launch& launch);
 
@@ -49,7 +48,7 @@ struct WeightInMemory {
 };
 
 // update for each of them, one kernel for kMostWeights: norms and biases of a model are one launch. Throws Error where
-// the rule has sums.
+// the rule is not element-wise.
 void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, const Launch& launch);
 
 // As in kernels/materialize.h.

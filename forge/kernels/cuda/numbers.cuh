@@ -24,11 +24,19 @@ struct OperandArguments {
   std::int64_t stride;
   DType dtype;
   bool aligned;  // each row's columns come in fours that one access may take
+  // They come in 16 bytes, which shared memory may have as they are: where fp32 is multiplied, and where halves are.
+  bool copied_floats, copied_halves;
 };
-inline OperandArguments arguments_of(const ConstMatrix& m) {
-  std::size_t four = size_of(m.dtype) * kThreadColumns;
-  return {m.data, m.stride, m.dtype,
-          reinterpret_cast<std::uintptr_t>(m.data) % four == 0 && m.stride % kThreadColumns == 0};
+// scale: what the numbers are multiplied by.
+inline OperandArguments arguments_of(const ConstMatrix& m, float scale = 1) {
+  constexpr std::size_t kCopyBytes = 16;
+  std::size_t size = size_of(m.dtype);
+  auto in = [&](std::size_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(m.data) % bytes == 0 &&
+           static_cast<std::size_t>(m.stride) * size % bytes == 0;
+  };
+  bool copied = in(kCopyBytes) && scale == 1;
+  return {m.data, m.stride, m.dtype, in(size * kThreadColumns), copied && m.dtype == DType::f32, copied && size == 2};
 }
 
 // A thread's four columns; zeros where they are not the matrix's.

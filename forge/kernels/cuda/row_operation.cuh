@@ -5,7 +5,7 @@
 
 #include "forge/kernels/cuda/stored.cuh"
 #include "forge/kernels/rule_loop.h"
-#include "forge/rules/rule.h"
+#include "forge/rules/list.h"
 
 namespace forge::cuda {
 
@@ -30,7 +30,7 @@ struct WeightArguments {
 // nothing but the vote on their block's scale, as zeros.
 template <class Rule, class WeightStored, class StateStored>
 struct RowOperation {
-  static_assert(PassOf<Rule>::kSums == 0, "a pass with sums is not element-wise");
+  static_assert(is_element_wise(kRuleInfo<Rule>));
   static constexpr int kMoments = static_cast<int>(Rule::kMoments.size()), kMatrices = 1 + kMoments;
   using Arguments = WeightArguments<kMatrices>;
   using Step = typename Rule::Step;

@@ -42,7 +42,7 @@ void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, 
   }
   bool known = false;
   RuleList::for_each([&]<class Rule>() {
-    if constexpr (PassOf<Rule>::kSums == 0)
+    if constexpr (is_element_wise(kRuleInfo<Rule>))
       if (rule.rule().id == kRuleInfo<Rule>.id) {
         known = true;
         for (std::size_t from = 0; from < weights.size(); from += kMostWeights)

@@ -16,7 +16,7 @@ using namespace forge::testing;
 std::vector<const RuleCase*> element_wise_cases() {
   std::vector<const RuleCase*> all;
   for (const RuleCase& rule : rule_cases())
-    if (rule.prepare(1).rule().sums == 0) all.push_back(&rule);
+    if (is_element_wise(rule.prepare(1).rule())) all.push_back(&rule);
   return all;
 }
 

@@ -38,6 +38,26 @@ bool tiles_are_right(std::uint64_t seed) {
   return static_cast<bool>(same_bits(expected, emulated));
 }
 
+// On tensor cores, from whole numbers: operands that come in 16 bytes and not, stages with a tail.
+bool halves_are_right(std::uint64_t seed) {
+  constexpr DType kTypes[] = {DType::bf16, DType::f16};
+  Random random(static_cast<unsigned>(seed));
+  GradientSpec spec = {"halves",
+                       {{TermSpec::outer, 137, 1, kTypes[seed % 2], kTypes[seed % 2]},
+                        {TermSpec::dense, 0, 2},
+                        {TermSpec::outer, 21, 1, DType::bf16, DType::bf16}},
+                       0.5f};
+  Gradient g({134, 137}, spec, random, [&] { return static_cast<float>(random.below(9)) - 4; });
+  Aligned aligned(g.expression());
+  const Expression G = seed % 3 ? aligned.expression() : g.expression();
+  Weight expected = padded_weight({134, 137}, {Format::bf16_stochastic, Format::int8}, kRule.rule(), 1,
+                                  [&] { return random.uniform(-1, 1); });
+  Weight emulated = expected;
+  run_update(reference(), expected, G, kRule);
+  launch_halves(emulated.W.view(), emulated.moments(), G, kRule);
+  return static_cast<bool>(same_bits(expected, emulated));
+}
+
 // Numbers of many magnitudes, whose sums are rounded; and products that are all -0 in places, where a chain ends as -0.
 bool stored_is_right(std::uint64_t seed) {
   Random random(static_cast<unsigned>(seed));
@@ -95,7 +115,10 @@ bool rows_are_right(std::uint64_t seed) {
 }
 
 int look(const std::string& part) {
-  auto is_right = part == "tiles" ? tiles_are_right : part == "stored" ? stored_is_right : rows_are_right;
+  auto is_right = part == "tiles"    ? tiles_are_right
+                  : part == "halves" ? halves_are_right
+                  : part == "stored" ? stored_is_right
+                                     : rows_are_right;
   for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
     emulator::session = {emulator::Schedule::from_seed(seed), {}, 0};
     bool right = is_right(seed);

@@ -9,6 +9,7 @@
 namespace forge {
 
 void launch_tiles(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule);
+void launch_halves(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule);
 void launch_store(const Matrix& D, const Expression& G);
 double launch_norm(const Expression& G);
 void launch_rows(std::span<const cuda::WeightInMemory> weights, const RuleStep& rule);

@@ -1,9 +1,12 @@
-#include "forge/kernels/cuda/ffma.cuh"
+#include "forge/kernels/cuda/tiles.cuh"
 
 #include "forge/base/integers.h"
 #include "forge/kernels/cuda/arguments.h"
+#include "forge/kernels/cuda/choose_kernel.h"
+#include "forge/kernels/cuda/ffma.cuh"
 #include "forge/kernels/cuda/instances.h"
 #include "forge/kernels/cuda/launch.h"
+#include "forge/kernels/cuda/mma.cuh"
 
 namespace forge::cuda {
 namespace {
@@ -17,13 +20,24 @@ dim3 tiles_of(const Expression& G) {
 }
 bool is_empty(const Expression& G) { return G.out == 0 || G.in == 0; }
 
+// Calls f.template operator()<Chain>() with what makes G's tiles.
+template <class F>
+void with_chain(const Expression& G, const Launch& launch, F&& f) {
+  if (!launch.exact && can_multiply_halves(G))
+    f.template operator()<MmaChain>();
+  else
+    f.template operator()<FfmaChain>();
+}
+
 template <class Rule, Format kWeight, Format kState>
 void launch_update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
                    const Launch& launch) {
   using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
   UpdateArguments<Operation> arguments = {weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>(),
                                           chain_arguments(G, launch.numbers)};
-  launch_kernel(update_tiles<Operation>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+  with_chain(G, launch, [&]<class Chain>() {
+    launch_kernel(update_tiles<Chain, Operation>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+  });
 }
 
 LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
@@ -37,10 +51,6 @@ LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const S
 }
 
 }  // namespace
-
-bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
-  return find_fused(rule, W, S) != nullptr;
-}
 
 void update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
             const Launch& launch) {
@@ -59,7 +69,9 @@ void materialize(const Matrix& D, const Expression& G, const Launch& launch) {
         ", expected fp32 or bf16");
   if (is_empty(G)) return;
   StoreArguments arguments = {weight_arguments<1>(D, {}), chain_arguments(G, launch.numbers)};
-  launch_kernel(store_tiles, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+  with_chain(G, launch, [&]<class Chain>() {
+    launch_kernel(store_tiles<Chain>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
+  });
 }
 
 std::size_t norm_workspace_bytes(const Expression& G) { return static_cast<std::size_t>(G.out) * sizeof(double); }
@@ -72,8 +84,10 @@ void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspac
   auto* row_sums = reinterpret_cast<double*>(workspace.data());
   if (G.out > 0) {
     NormArguments arguments = {row_sums, chain_arguments(G, launch.numbers)};
-    launch_kernel(square_rows, {static_cast<unsigned>(ceil_div(G.out, kTile)), 1, 1}, kChainThreads, kChainShared,
-                  launch.stream, arguments);
+    const dim3 blocks = {static_cast<unsigned>(ceil_div(G.out, kTile)), 1, 1};
+    with_chain(G, launch, [&]<class Chain>() {
+      launch_kernel(square_rows<Chain>, blocks, kChainThreads, kChainShared, launch.stream, arguments);
+    });
   }
   constexpr unsigned kWarp = 32;
   launch_kernel(add_rows_sums, {1, 1, 1}, kWarp, 0, launch.stream, AddArguments{row_sums, G.out, sum});

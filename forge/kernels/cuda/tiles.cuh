@@ -1,0 +1,142 @@
+#pragma once
+
+#include <cstdint>
+
+#include "forge/kernels/cuda/row_operation.cuh"
+#include "forge/kernels/cuda/tile.cuh"
+#include "forge/kernels/norm_lanes.h"
+
+// What becomes of the tiles that a Chain makes: the fused kernel, and the same tiles stored or squared.
+namespace forge::cuda {
+
+// The tile from (row, col) on goes to the strip. The accumulators end here: what follows needs their registers.
+template <class Chain>
+FORGE_DEVICE void fill_strip(const ChainArguments& G, int row, int col, float* strip) {
+  typename Chain::Tile tile;
+  Chain::make(G, row, col, strip, tile);
+  __syncthreads();  // everyone has left what shared memory held before
+  tile.store(strip);
+  __syncthreads();
+}
+
+template <class Operation>
+struct UpdateArguments {
+  typename Operation::Arguments weight;
+  typename Operation::Step step;
+  ChainArguments G;
+};
+
+// Blocks: tiles, (in, out). Rows of W and S are read one ahead of the row that is computed on.
+template <class Chain, class Operation>
+__global__ void __launch_bounds__(kChainThreads, kChainBlocks)
+    update_tiles(FORGE_PARAMETER(UpdateArguments<Operation>) arguments) {
+  FORGE_DYNAMIC_SHARED(float, shared);
+  const ChainArguments& G = arguments.G;
+  if (is_skipped(G.numbers)) return;
+  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
+  fill_strip<Chain>(G, row0, col0, shared);
+  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
+  const auto step = step_of(G.numbers, arguments.step);
+  const float scale = scale_of(G.numbers, G.scale);
+  auto spot = [&](int row) {
+    Spot at = arguments.weight.spot(row0 + row, col0 + col);
+    if (row >= kTile) at.valid = 0;
+    return at;
+  };
+  auto next = Operation::load(arguments.weight, spot(warp));
+  FORGE_NO_UNROLL
+  for (int row = warp; row < kTile && row0 + row < G.out; row += kChainWarps) {
+    auto loaded = next;
+    next = Operation::load(arguments.weight, spot(row + kChainWarps));
+    float4 four = *reinterpret_cast<const float4*>(shared + strip_place(row, col));
+    const float g[kThreadColumns] = {four.x, four.y, four.z, four.w};
+    Operation::update(arguments.weight, step, spot(row), loaded, g, scale);
+  }
+}
+
+struct StoreArguments {
+  WeightArguments<1> D;  // fp32 or bf16
+  ChainArguments G;
+};
+
+template <class Chain>
+__global__ void __launch_bounds__(kChainThreads, kChainBlocks) store_tiles(FORGE_PARAMETER(StoreArguments) arguments) {
+  FORGE_DYNAMIC_SHARED(float, shared);
+  const ChainArguments& G = arguments.G;
+  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
+  fill_strip<Chain>(G, row0, col0, shared);
+  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
+  const float scale = scale_of(G.numbers, G.scale);
+  const StoredArguments& D = arguments.D.matrices[0];
+  FORGE_NO_UNROLL
+  for (int row = warp; row < kTile; row += kChainWarps) {
+    float x[kThreadColumns];
+    Columns::each([&](int i) { x[i] = scale * shared[strip_place(row, col + i)]; });
+    // The two formats of a gradient; both round to nearest.
+    Spot at = arguments.D.spot(row0 + row, col0 + col);
+    if (D.format == Format::fp32)
+      store_raw<Fixed<Format::fp32>>(D, at, encode<Fixed<Format::fp32>, Sign::any>(D, x));
+    else
+      store_raw<Fixed<Format::bf16>>(D, at, encode<Fixed<Format::bf16>, Sign::any>(D, x));
+  }
+}
+
+struct NormArguments {
+  double* row_sums;  // (out)
+  ChainArguments G;
+};
+
+FORGE_DEVICE double shuffle_xor(double x, int lanes) {
+  auto bits = std::bit_cast<std::uint64_t>(x);
+  std::uint64_t low = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits), lanes);
+  std::uint64_t high = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits >> 32), lanes);
+  return std::bit_cast<double>(high << 32 | low);
+}
+
+// row_sums[r] ← the sum of the squares of row r, in the order of norm_lanes.h. Blocks: 128 rows each, whose tiles it
+// takes from left to right. Half a warp has a row, a thread one of its 16 lanes.
+template <class Chain>
+__global__ void __launch_bounds__(kChainThreads, 1) square_rows(FORGE_PARAMETER(NormArguments) arguments) {
+  FORGE_DYNAMIC_SHARED(float, shared);
+  const ChainArguments& G = arguments.G;
+  constexpr int kRowsAtOnce = 2 * kChainWarps;
+  const int row0 = static_cast<int>(blockIdx.x) * kTile, lane = static_cast<int>(threadIdx.x % kNormLanes);
+  const int first = static_cast<int>(threadIdx.x / kNormLanes);
+  const float scale = scale_of(G.numbers, G.scale);
+  double sums[kTile / kRowsAtOnce] = {};
+  FORGE_NO_UNROLL
+  for (int col0 = 0; col0 < G.in; col0 += kTile) {
+    fill_strip<Chain>(G, row0, col0, shared);
+    FORGE_UNROLL
+    for (int k = 0; k < kTile / kRowsAtOnce; ++k) {
+      FORGE_NO_UNROLL
+      for (int c = lane; c < kTile && c < G.in - col0; c += kNormLanes) {
+        double g = scale * shared[strip_place(first + k * kRowsAtOnce, c)];
+        sums[k] += g * g;
+      }
+    }
+  }
+  FORGE_UNROLL
+  for (int k = 0; k < kTile / kRowsAtOnce; ++k) {
+    double sum = sums[k];
+    for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+    const int row = row0 + first + k * kRowsAtOnce;
+    if (lane == 0 && row < G.out) arguments.row_sums[row] = sum;
+  }
+}
+
+struct AddArguments {
+  const double* row_sums;
+  std::int64_t rows;
+  double* sum;
+};
+
+// From top to bottom, so by one thread: 4096 rows are 4096 additions, some ten microseconds.
+static __global__ void add_rows_sums(FORGE_PARAMETER(AddArguments) arguments) {
+  if (threadIdx.x != 0) return;
+  double sum = 0;
+  for (std::int64_t row = 0; row < arguments.rows; ++row) sum += arguments.row_sums[row];
+  *arguments.sum = sum;
+}
+
+}  // namespace forge::cuda
