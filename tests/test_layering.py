@@ -25,7 +25,7 @@ FOREIGN = [
         "CUDA",
         re.compile(r"^(cuda\w*|cublas\w*|cusparse\w*|nvrtc|nvToolsExt|mma|cooperative_groups)\.h"
                    r"|^(cuda|cub|cute|cutlass|thrust|nvtx3|cooperative_groups)/"),
-        ("forge/kernels/cuda/",),
+        ("forge/kernels/cuda/", "bench/gpu_check/"),
     ),
     ("torch", re.compile(r"^(torch|ATen|c10|caffe2)/"), ("forge/torch/", "apps/", "python/")),
     ("pybind11", re.compile(r"^(pybind11/|torch/csrc/utils/pybind\.h$|torch/extension\.h$|Python\.h$)"), ("python/",)),

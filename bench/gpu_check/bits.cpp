@@ -1,0 +1,242 @@
+// Contracts 1, 2, 5 and 6 on the device: every byte beside Target::ref, or beside the two-phase update.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "bench/gpu_check/mirror.h"
+#include "bench/gpu_check/parts.h"
+#include "forge/base/executor.h"
+#include "forge/base/testing/random.h"
+#include "forge/kernels/cuda/launch.h"
+#include "forge/kernels/cuda/testing/instances.h"
+#include "forge/kernels/materialize.h"
+#include "forge/kernels/norm.h"
+#include "forge/kernels/testing/gradients.h"
+#include "forge/kernels/testing/rule_cases.h"
+#include "forge/kernels/testing/weight.h"
+#include "forge/kernels/update.h"
+
+namespace forge::gpu_check {
+namespace {
+
+using namespace forge::testing;
+
+constexpr cuda::Launch kExact = {.exact = true}, kFast = {};
+
+// Counts comparisons, and remembers the first that failed.
+class Check {
+ public:
+  explicit Check(std::string name) : name_(std::move(name)) {}
+  void expect(bool right, const std::string& what) {
+    ++runs_;
+    if (right) return;
+    if (wrong_++ == 0) first_ = what;
+  }
+  bool report() const {
+    Row row("bits");
+    row.add("check", name_).add("runs", runs_).add("wrong", wrong_);
+    if (wrong_ > 0) row.add("first", first_);
+    return wrong_ == 0;
+  }
+
+ private:
+  std::string name_, first_;
+  int runs_ = 0, wrong_ = 0;
+};
+
+template <class... T>
+std::string text_of(const T&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+// f(context) on plain loops.
+template <class F>
+auto on_ref(const Expression& G, F&& f) {
+  SerialExecutor serial;
+  std::vector<std::byte> workspace(workspace_bytes(G, 1, Target::ref));
+  return f(Context{serial, workspace, Target::ref});
+}
+void update_on_ref(Weight& weight, const Expression& G, const RuleStep& rule) {
+  on_ref(G, [&](const Context& c) { update(weight.W.view(), weight.moments(), G, rule, c); });
+}
+void update_on_device(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::Launch& launch) {
+  Mirror mirror;
+  std::vector<Term> terms;
+  Stored W = mirror.stored(weight.W.view());
+  std::vector<Stored> S = mirror.stored(weight.moments());
+  cuda::update(W, S, mirror.expression(G, terms), rule, launch);
+  mirror.copy_back();
+}
+void update_rows_on_device(Weight& weight, const Buffer& D, const RuleStep& rule) {
+  Mirror mirror;
+  Stored W = mirror.stored(weight.W.view());
+  std::vector<Stored> S = mirror.stored(weight.moments());
+  cuda::WeightInMemory one = {W, S, Dense{mirror.matrix(D.view())}};
+  cuda::update_rows({&one, 1}, rule, {});
+  mirror.copy_back();
+}
+Buffer materialize_on_device(const Expression& G, const cuda::Launch& launch) {
+  Buffer D(G.out, G.in, DType::f32, 0);
+  Mirror mirror;
+  std::vector<Term> terms;
+  cuda::materialize(mirror.matrix(D.view()), mirror.expression(G, terms), launch);
+  mirror.copy_back();
+  return D;
+}
+
+// A payload of NaN aside, of which there is none here.
+bool same_bytes_of(const Weight& a, const Weight& b) {
+  bool same = same_bytes(a.W, b.W) && a.canaries_live() && b.canaries_live();
+  for (std::size_t k = 0; k < a.S.size(); ++k) same = same && same_bytes(a.S[k], b.S[k]);
+  return same;
+}
+Weight random_weight(Shape shape, Storage storage, const RuleInfo& rule, Random& random) {
+  return Weight(shape, storage, rule, [&] { return random.uniform(-1, 1); });
+}
+std::string name_of_case(const RuleStep& rule, Storage storage, Shape shape) {
+  return text_of(rule.name(), ", ", storage, ", (", shape.out, ", ", shape.in, ")");
+}
+
+// Every element-wise rule with every pair of formats, from memory.
+bool check_rows(bool small) {
+  Check check("update_rows_equals_ref");
+  Random random(71);
+  const std::vector<Shape> shapes = {{9, 33}, {7, 5}, {3, 300}, {129, 257}, {64, 1032}};
+  std::size_t turn = 0;
+  for (const RuleCase& rule : rule_cases())
+    for (const Storage& storage : storages()) {
+      const RuleStep step = rule.prepare(2);
+      if (!is_element_wise(step.rule())) continue;
+      const Shape shape = shapes[turn++ % (small ? 3 : shapes.size())];
+      if (small && turn % 8 != 0) continue;
+      Buffer D(shape.out, shape.in, DType::f32);
+      D.fill([&] { return random.uniform(-1, 1); });
+      Term term = Dense{D.view()};
+      Weight expected = random_weight(shape, storage, step.rule(), random), there = expected;
+      update_on_ref(expected, {shape.out, shape.in, {&term, 1}}, step);
+      update_rows_on_device(there, D, step);
+      check.expect(same_bytes_of(expected, there), name_of_case(step, storage, shape));
+    }
+  return check.report();
+}
+
+// Whole numbers, of which sums are exact in any order; or numbers of any kind.
+Gradient gradient_of(Shape shape, DType dtype, std::int64_t tokens, bool whole, Random& random) {
+  GradientSpec spec = {"", {{TermSpec::outer, tokens, 1, dtype, dtype}, {TermSpec::outer, 3, 1, dtype, dtype}}, 0.5f};
+  if (whole) return Gradient(shape, spec, random, [&] { return static_cast<float>(random.below(9)) - 4; });
+  return Gradient(shape, spec, random);
+}
+
+bool check_fused(const char* name, DType dtype, bool whole, const cuda::Launch& launch, bool small) {
+  Check check(name);
+  Random random(73);
+  const std::vector<Shape> shapes = {{130, 137}, {7, 9}, {1, 300}, {129, 257}, {300, 1032}};
+  std::size_t turn = 0;
+  for (const Instance& instance : instances())
+    for (std::int64_t tokens : {0, 1, 31, 128, 333}) {
+      const Shape shape = shapes[turn++ % (small ? 3 : shapes.size())];
+      if (small && turn % 4 != 0) continue;
+      Gradient g = gradient_of(shape, dtype, tokens, whole, random);
+      Weight expected = random_weight(shape, instance.storage, instance.rule.rule(), random), there = expected;
+      update_on_ref(expected, g.expression(), instance.rule);
+      update_on_device(there, g.expression(), instance.rule, launch);
+      check.expect(same_bytes_of(expected, there),
+                   text_of(name_of_case(instance.rule, instance.storage, shape), ", ", tokens, " tokens"));
+    }
+  return check.report();
+}
+
+// On sizes that fill a device, without ref.
+bool check_two_phase(bool small) {
+  Check check("fused_equals_two_phase");
+  Random random(79);
+  const std::vector<Shape> shapes =
+      small ? std::vector<Shape>{{130, 140}} : std::vector<Shape>{{1000, 1032}, {4096, 520}};
+  std::size_t turn = 0;
+  for (const Shape& shape : shapes)
+    for (const Instance& instance : instances())
+      for (const cuda::Launch& launch : {kExact, kFast}) {
+        const std::int64_t tokens = small ? 37 : (turn++ % 2 ? 2048 : 130);
+        Gradient g = gradient_of(shape, DType::bf16, tokens, false, random);
+        Weight fused = random_weight(shape, instance.storage, instance.rule.rule(), random), two_phase = fused;
+        update_on_device(fused, g.expression(), instance.rule, launch);
+        update_rows_on_device(two_phase, materialize_on_device(g.expression(), launch), instance.rule);
+        check.expect(same_bytes_of(fused, two_phase),
+                     text_of(name_of_case(instance.rule, instance.storage, shape), ", ", tokens, " tokens, ",
+                             launch.exact ? "exact" : "tensor cores"));
+      }
+  return check.report();
+}
+
+bool check_norm(bool small) {
+  Check check("norm_equals_ref");
+  Random random(83);
+  for (const Shape& shape : {Shape{130, 140}, Shape{1, 1}, small ? Shape{9, 300} : Shape{515, 2000}}) {
+    Gradient g = gradient_of(shape, DType::f32, 45, false, random);
+    Mirror mirror;
+    std::vector<Term> terms;
+    Buffer sum(1, 2, DType::f32), workspace(1, 2 * shape.out, DType::f32);  // of as many bytes
+    Matrix there = mirror.matrix(sum.view()), scratch = mirror.matrix(workspace.view());
+    std::span bytes(static_cast<std::byte*>(scratch.data), static_cast<std::size_t>(shape.out) * sizeof(double));
+    cuda::sum_squares(static_cast<double*>(there.data), mirror.expression(g.expression(), terms), bytes, kExact);
+    mirror.copy_back();
+    double expected = on_ref(g.expression(), [&](const Context& c) { return sum_squares(g.expression(), c); });
+    double found = 0;
+    std::memcpy(&found, sum.view().data, sizeof(found));
+    check.expect(found == expected, text_of("(", shape.out, ", ", shape.in, "): ", found, ", not ", expected));
+  }
+  return check.report();
+}
+
+}  // namespace
+
+bool check_bits(bool small) {
+  bool right = check_rows(small);
+  right &= check_fused("ffma_equals_ref", DType::f32, false, kExact, small);
+  right &= check_fused("ffma_equals_ref_from_bf16", DType::bf16, false, kExact, small);
+  right &= check_fused("mma_of_whole_numbers_equals_ref", DType::bf16, true, kFast, small);
+  right &= check_fused("mma_of_whole_fp16_numbers_equals_ref", DType::f16, true, kFast, small);
+  right &= check_two_phase(small);
+  right &= check_norm(small);
+  return right;
+}
+
+// ‖D − D₆₄‖ / ‖D₆₄‖ over some elements of random gradients.
+bool check_gradient(bool small) {
+  Random random(89);
+  bool right = true;
+  const Shape shape = small ? Shape{140, 150} : Shape{2048, 1024};
+  for (std::int64_t tokens : small ? std::vector<std::int64_t>{70} : std::vector<std::int64_t>{128, 2048})
+    for (const cuda::Launch& launch : {kExact, kFast}) {
+      Gradient g(shape, {"", {{TermSpec::outer, tokens, 1, DType::bf16, DType::bf16}}}, random);
+      Buffer D = materialize_on_device(g.expression(), launch);
+      const Outer& term = std::get<Outer>(g.terms()[0]);
+      double error = 0, norm = 0;
+      for (int i = 0; i < 4000; ++i) {
+        std::int64_t r = random.below(shape.out), c = random.below(shape.in);
+        double exact = 0;
+        for (std::int64_t t = 0; t < tokens; ++t)
+          exact += static_cast<double>(number(term.dY, t, r)) * number(term.X, t, c);
+        error += (D.at(r, c) - exact) * (D.at(r, c) - exact);
+        norm += exact * exact;
+      }
+      // A chain of T fp32 additions errs by about √T · 2⁻²⁵; tensor cores may cut sums off, some 2⁻²³ each time.
+      const double relative = std::sqrt(error / norm);
+      const double bound = launch.exact ? 1e-7 * std::sqrt(static_cast<double>(tokens)) : 2e-5;
+      right &= relative <= bound;
+      Row("gradient")
+          .add("multiplier", launch.exact ? "ffma" : "mma")
+          .add("tokens", static_cast<double>(tokens))
+          .add("relative_error", relative)
+          .add("bound", bound);
+    }
+  return right;
+}
+
+}  // namespace forge::gpu_check
