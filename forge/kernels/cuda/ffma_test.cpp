@@ -98,25 +98,9 @@ TEST(Ffma, UpdatesToTheBitsOfRefInEveryInstance) {
   });
 }
 
-// Contract 1 between the two kernels, without ref between them.
 TEST(Ffma, FusedEqualsTwoPhase) {
   Random random(37);
-  constexpr Shape kShape = {140, 150};
-  for (const Instance& instance : instances()) {
-    SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
-    Gradient g(kShape, specs().back(), random);
-    Weight fused(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
-    Weight two_phase = fused;
-    Buffer D(kShape.out, kShape.in, DType::f32, 0);
-    std::vector<Stored> moments = two_phase.moments();
-    emulate(3, [&] {
-      update_emulated(fused, g.expression(), instance.rule);
-      cuda::materialize(D.view(), g.expression(), kExact);
-      cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
-      cuda::update_rows({&one, 1}, instance.rule, {});
-    });
-    ASSERT_TRUE(same_bits(fused, two_phase));
-  }
+  expect_fused_equals_two_phase(specs().back(), kExact, random);
 }
 
 TEST(Ffma, ContinuesAChainInPlace) {

@@ -87,25 +87,9 @@ TEST(Mma, UpdatesFromWholeNumbersToTheBitsOfRefInEveryInstance) {
   });
 }
 
-// Contract 1, on numbers that are not whole.
 TEST(Mma, FusedEqualsTwoPhase) {
   Random random(57);
-  constexpr Shape kShape = {140, 150};
-  for (const Instance& instance : instances()) {
-    SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
-    Gradient g(kShape, specs().back(), random);
-    Weight fused(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
-    Weight two_phase = fused;
-    Buffer D(kShape.out, kShape.in, DType::f32, 0);
-    std::vector<Stored> moments = two_phase.moments();
-    emulate(3, [&] {
-      cuda::update(fused.W.view(), fused.moments(), g.expression(), instance.rule, {});
-      cuda::materialize(D.view(), g.expression(), {});
-      cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
-      cuda::update_rows({&one, 1}, instance.rule, {});
-    });
-    ASSERT_TRUE(same_bits(fused, two_phase));
-  }
+  expect_fused_equals_two_phase(specs().back(), {}, random);
 }
 
 TEST(Mma, SumsSquaresOfWhatItStores) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "forge/base/executor.h"
+#include "forge/base/testing/random.h"
 #include "forge/kernels/cuda/launch.h"
 #include "forge/kernels/cuda/testing/instances.h"
 #include "forge/kernels/testing/harness.h"
@@ -75,5 +76,25 @@ class Aligned {
   std::vector<Buffer> buffers_;
   std::vector<Term> terms_;
 };
+
+// Contract 1 in every instance, between the kernels and without ref between them.
+inline void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch& launch, Random& random) {
+  constexpr Shape kShape = {140, 150};
+  for (const Instance& instance : instances()) {
+    SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
+    Gradient g(kShape, spec, random);
+    Weight fused(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
+    Weight two_phase = fused;
+    Buffer D(kShape.out, kShape.in, DType::f32, 0);
+    std::vector<Stored> moments = two_phase.moments();
+    emulate(3, [&] {
+      cuda::update(fused.W.view(), fused.moments(), g.expression(), instance.rule, launch);
+      cuda::materialize(D.view(), g.expression(), launch);
+      cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
+      cuda::update_rows({&one, 1}, instance.rule, {});
+    });
+    ASSERT_TRUE(same_bits(fused, two_phase));
+  }
+}
 
 }  // namespace forge::testing
