@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "forge/base/executor.h"
-#include "forge/base/testing/random.h"
 #include "forge/kernels/cuda/launch.h"
 #include "forge/kernels/cuda/testing/instances.h"
 #include "forge/kernels/testing/harness.h"
@@ -78,7 +77,8 @@ class Aligned {
 };
 
 // Contract 1 in every instance, between the kernels and without ref between them.
-inline void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch& launch, Random& random) {
+template <class Random>
+void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch& launch, Random& random) {
   constexpr Shape kShape = {140, 150};
   for (const Instance& instance : instances()) {
     SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
