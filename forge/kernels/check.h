@@ -1,19 +1,24 @@
 #pragma once
 
-#include <algorithm>
+#include <cstdint>
+#include <span>
 
+#include "forge/formats/format.h"
 #include "forge/kernels/target.h"
+#include "forge/rules/list.h"
 
+// What operations ask of their operands, on every device, checked before anything is written. All throw Error; `who`
+// opens the sentence.
 namespace forge {
 
-// What every operation asks of its context, checked before anything is written. `who` opens the sentence.
-inline void check_context(const char* who, const Expression& G, const Context& context) {
-  auto all = available_targets();
-  check(std::find(all.begin(), all.end(), context.target) != all.end(), who, ": this machine cannot run ",
-        name_of(context.target), "; available_targets() lists what it can");
-  std::size_t needed = workspace_bytes(G, context.executor.workers(), context.target);
-  check(context.workspace.size() >= needed, who, ": the workspace has ", context.workspace.size(), " bytes, ", needed,
-        " are needed (workspace_bytes)");
-}
+// The context of an operation on the host.
+void check_context(const char* who, const Expression& G, const Context& context);
+
+// A weight of (out, in) with the moments of a rule.
+void check_weight(const char* who, const Stored& W, std::span<const Stored> S, std::int64_t out, std::int64_t in,
+                  const RuleStep& rule);
+
+// What a gradient of G's shape is stored to.
+void check_materialized(const char* who, const Matrix& D, const Expression& G);
 
 }  // namespace forge

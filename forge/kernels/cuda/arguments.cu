@@ -20,21 +20,6 @@ void check_extent(const char* who, const char* what, std::int64_t n) {
 
 }  // namespace
 
-void check_weight(const char* who, const Stored& W, std::span<const Stored> S, std::int64_t out, std::int64_t in,
-                  const RuleStep& rule) {
-  check_stored(who, "W", W, out, in);
-  check_extent(who, "rows", out);
-  check_extent(who, "columns", in);
-  check(info_of(W.format).for_weights, who, ": W is ", name_of(W.format), ", which is a format for moments");
-  std::span<const Moment> moments = rule.rule().moments;
-  check(S.size() == moments.size(), who, ": ", rule.name(), " keeps ", moments.size(), " moments, got ", S.size());
-  for (std::size_t k = 0; k < S.size(); ++k) {
-    check_stored(who, moments[k].key, S[k], out, in, moments[k].sign);
-    check(info_of(S[k].format).for_moments, who, ": ", moments[k].key, " is ", name_of(S[k].format),
-          ", which is a format for weights");
-  }
-}
-
 void check_expression(const char* who, const Expression& G) {
   validate_shapes(who, G);
   check_extent(who, "rows", G.out);

@@ -10,9 +10,7 @@
 // What the host checks and packs before a launch.
 namespace forge::cuda {
 
-// As update in kernels/update.h does, but for what a look at the device's memory would tell.
-void check_weight(const char* who, const Stored& W, std::span<const Stored> S, std::int64_t out, std::int64_t in,
-                  const RuleStep& rule);
+// Of a gradient's terms, but for what a look at the device's memory would tell.
 void check_expression(const char* who, const Expression& G);
 
 ChainArguments chain_arguments(const Expression& G, const OnDevice& numbers);

@@ -1,6 +1,7 @@
 #include "forge/kernels/cuda/tiles.cuh"
 
 #include "forge/base/integers.h"
+#include "forge/kernels/check.h"
 #include "forge/kernels/cuda/arguments.h"
 #include "forge/kernels/cuda/choose_kernel.h"
 #include "forge/kernels/cuda/ffma.cuh"

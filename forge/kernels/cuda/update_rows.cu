@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "forge/base/integers.h"
+#include "forge/kernels/check.h"
 #include "forge/kernels/cuda/arguments.h"
 #include "forge/kernels/cuda/launch.h"
 
@@ -38,7 +39,7 @@ void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, 
   for (const WeightInMemory& w : weights) {
     check_weight("update_rows", w.W, w.S, w.W.values.rows, w.W.values.cols, rule);
     Term term = w.D;
-    validate_shapes("update_rows", {w.W.values.rows, w.W.values.cols, std::span(&term, 1)});
+    check_expression("update_rows", {w.W.values.rows, w.W.values.cols, std::span(&term, 1)});
   }
   bool known = false;
   RuleList::for_each([&]<class Rule>() {
