@@ -25,7 +25,7 @@ namespace {
 
 using namespace forge::testing;
 
-constexpr cuda::Launch kExact = {.exact = true}, kFast = {};
+constexpr cuda::Launch kExact = {.stream = nullptr, .numbers = {}, .exact = true}, kFast = {};
 
 // Counts comparisons, and remembers the first that failed.
 class Check {

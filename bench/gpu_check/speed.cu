@@ -1,7 +1,7 @@
 // How long updates take on this device: fused, in two phases with kernels of ours, and what moving the bytes takes.
 #include <algorithm>
 #include <cstdint>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/gpu_check/device_memory.h"

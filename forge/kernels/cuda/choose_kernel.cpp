@@ -24,16 +24,18 @@ bool can_multiply_halves(const Expression& G) {
 bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
   bool found = false;
   for_each_fused([&]<class Rule, Format kWeight, Format kState>() {
-    bool all = std::ranges::all_of(S, [](const Stored& s) { return s.format == kState; });
-    found = found || (rule.id == kRuleInfo<Rule>.id && W.format == kWeight && all);
+    found = found || is_instance<Rule, kWeight, kState>(rule, W, S);
   });
   return found;
 }
 
+Multiplier choose_multiplier(const Expression& G, bool exact) {
+  return !exact && can_multiply_halves(G) ? Multiplier::mma : Multiplier::ffma;
+}
+
 KernelConfig choose_kernel(const RuleInfo& rule, const Stored& W, std::span<const Stored> S, const Expression& G,
                            bool exact) {
-  return {.multiplier = !exact && can_multiply_halves(G) ? Multiplier::mma : Multiplier::ffma,
-          .fused = is_fused(rule, W, S)};
+  return {.multiplier = choose_multiplier(G, exact), .fused = is_fused(rule, W, S)};
 }
 
 std::string to_string(const KernelConfig& config) {

@@ -16,8 +16,6 @@ enum class Multiplier : std::uint8_t { ffma, mma };
 struct KernelConfig {
   Multiplier multiplier = Multiplier::ffma;
   bool fused = true;  // else materialize and update_rows
-
-  friend bool operator==(const KernelConfig&, const KernelConfig&) = default;
 };
 
 // Whether tensor cores can make G: products of two matrices of one 16-bit type whose term has no factor of its own, and
@@ -28,6 +26,7 @@ bool can_multiply_halves(const Expression& G);
 bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S);
 
 // exact: fp32 multiply-adds only.
+Multiplier choose_multiplier(const Expression& G, bool exact);
 KernelConfig choose_kernel(const RuleInfo& rule, const Stored& W, std::span<const Stored> S, const Expression& G,
                            bool exact);
 

@@ -14,7 +14,7 @@ namespace {
 
 using namespace forge::testing;
 
-constexpr cuda::Launch kExact = {.exact = true};
+constexpr cuda::Launch kExact = {.stream = nullptr, .numbers = {}, .exact = true};
 
 void update_emulated(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
   cuda::update(weight.W.view(), weight.moments(), G, rule, {.numbers = numbers, .exact = true});

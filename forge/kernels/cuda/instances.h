@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <span>
+
 #include "forge/formats/format.h"
 #include "forge/rules/list.h"
 
@@ -21,6 +24,12 @@ void for_each_fused(F&& f) {
   with_storages.template operator()<rules::AdamW>();
   with_storages.template operator()<rules::SgdMomentum>();
   with_storages.template operator()<rules::Lion>();
+}
+
+template <class Rule, Format kWeight, Format kState>
+bool is_instance(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
+  return rule.id == kRuleInfo<Rule>.id && W.format == kWeight &&
+         std::ranges::all_of(S, [](const Stored& s) { return s.format == kState; });
 }
 
 }  // namespace forge::cuda

@@ -24,10 +24,12 @@ bool is_empty(const Expression& G) { return G.out == 0 || G.in == 0; }
 // Calls f.template operator()<Chain>() with what makes G's tiles.
 template <class F>
 void with_chain(const Expression& G, const Launch& launch, F&& f) {
-  if (!launch.exact && can_multiply_halves(G))
-    f.template operator()<MmaChain>();
-  else
-    f.template operator()<FfmaChain>();
+  switch (choose_multiplier(G, launch.exact)) {
+    case Multiplier::ffma:
+      return f.template operator()<FfmaChain>();
+    case Multiplier::mma:
+      return f.template operator()<MmaChain>();
+  }
 }
 
 template <class Rule, Format kWeight, Format kState>
@@ -44,9 +46,7 @@ void launch_update(const Stored& W, std::span<const Stored> S, const Expression&
 LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
   LaunchUpdate found = nullptr;
   for_each_fused([&]<class Rule, Format kWeight, Format kState>() {
-    bool fits = rule.id == kRuleInfo<Rule>.id && W.format == kWeight;
-    for (const Stored& s : S) fits = fits && s.format == kState;
-    if (fits && !found) found = launch_update<Rule, kWeight, kState>;
+    if (is_instance<Rule, kWeight, kState>(rule, W, S)) found = launch_update<Rule, kWeight, kState>;
   });
   return found;
 }
@@ -65,9 +65,7 @@ void update(const Stored& W, std::span<const Stored> S, const Expression& G, con
 
 void materialize(const Matrix& D, const Expression& G, const Launch& launch) {
   check_expression("materialize", G);
-  check_matrix("materialize", "D", D, G.out, G.in);
-  check(D.dtype == DType::f32 || D.dtype == DType::bf16, "materialize: D is ", name_of(D.dtype),
-        ", expected fp32 or bf16");
+  check_materialized("materialize", D, G);
   if (is_empty(G)) return;
   StoreArguments arguments = {weight_arguments<1>(D, {}), chain_arguments(G, launch.numbers)};
   with_chain(G, launch, [&]<class Chain>() {
