@@ -14,6 +14,7 @@ import torch  # noqa: F401  (libtorch is loaded before what links it)
 
 from . import _C, convert
 from ._C import AllocationRecorder
+from .adalomo import AdaLomo
 from .clipping import clip_grad_norm_
 from .factored_grad import CollapseWarning, FactoredGrad
 from .fusion import FusionReport, fuse, unfuse
@@ -38,7 +39,6 @@ from .published import (
     ADOPT,
     LAMB,
     MARS,
-    AdaLomo,
     Adan,
     AdEMAMix,
     CautiousAdamW,
