@@ -21,6 +21,12 @@ bool can_multiply_halves(const Expression& G) {
   return any && std::ranges::all_of(G.terms, [](const Term& t) { return can_multiply_halves(t); });
 }
 
+bool has_kernel(const RuleInfo& rule) {
+  bool listed = false;
+  RuleList::for_each([&]<class Rule>() { listed = listed || rule.id == kRuleInfo<Rule>.id; });
+  return listed && is_element_wise(rule);
+}
+
 bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
   bool found = false;
   for_each_fused([&]<class Rule, Format kWeight, Format kState>() {

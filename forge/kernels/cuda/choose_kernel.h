@@ -22,7 +22,10 @@ struct KernelConfig {
 // dense terms.
 bool can_multiply_halves(const Expression& G);
 
-// Whether there is a kernel that makes G's tiles and updates with them. Every element-wise rule has one in update_rows.
+// Whether update_rows has the rule: every element-wise one of the list.
+bool has_kernel(const RuleInfo& rule);
+
+// Whether there is a kernel that makes G's tiles and updates with them.
 bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S);
 
 // exact: fp32 multiply-adds only.

@@ -1,0 +1,14 @@
+#include "forge/kernels/cuda/operations.h"
+
+namespace forge::cuda {
+
+const Operations& operations() {
+  static constexpr Operations all = {.update = update,
+                                     .update_rows = update_rows,
+                                     .materialize = materialize,
+                                     .norm_workspace_bytes = norm_workspace_bytes,
+                                     .sum_squares = sum_squares};
+  return all;
+}
+
+}  // namespace forge::cuda

@@ -1,0 +1,18 @@
+#pragma once
+
+#include "forge/kernels/cuda/launch.h"
+
+namespace forge::cuda {
+
+// The operations of launch.h as values: who calls them by these need not be linked with CUDA.
+struct Operations {
+  decltype(&cuda::update) update;
+  decltype(&cuda::update_rows) update_rows;
+  decltype(&cuda::materialize) materialize;
+  decltype(&cuda::norm_workspace_bytes) norm_workspace_bytes;
+  decltype(&cuda::sum_squares) sum_squares;
+};
+
+const Operations& operations();
+
+}  // namespace forge::cuda
