@@ -57,7 +57,8 @@ void check_index(const at::Tensor& index, const at::Tensor& weight) {
   check(index.defined() && index.scalar_type() == at::kLong, "embedding: the index must be an int64 or int32 tensor");
   check(index.device() == weight.device(), "embedding: the index is on ", index.device().str(), " and the weight on ",
         weight.device().str());
-  if (index.numel() == 0) return;
+  // On another device torch's kernel looks, and the host need not wait for it.
+  if (index.numel() == 0 || !index.is_cpu()) return;
   auto [least, most] = at::aminmax(index);
   std::int64_t low = least.item<std::int64_t>(), high = most.item<std::int64_t>();
   check(low >= 0 && high < weight.size(0), "embedding: index ", low < 0 ? low : high, " is outside the weight's ",

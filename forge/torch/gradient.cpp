@@ -10,29 +10,22 @@
 #include <utility>
 
 #include "forge/base/error.h"
-#include "forge/kernels/materialize.h"
 #include "forge/torch/allocation.h"
-#include "forge/torch/executor.h"
 
 namespace forge {
 namespace {
 
 std::int64_t version_of(const at::Tensor& t) { return t.is_inference() ? 0 : t._version(); }
 
-void check_matrix(const char* what, const at::Tensor& t, std::int64_t cols) {
-  check_operand("Gradient", what, t);
-  check(t.dim() == 2 && t.size(1) == cols, "Gradient: ", what, " is ", t.sizes(), ", expected (T, ", cols, ")");
-}
-
 }  // namespace
 
 Gradient::Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger)
-    : Gradient(parameter.sizes(), parameter.scalar_type(), std::move(ledger)) {
+    : Gradient(parameter.sizes(), parameter.scalar_type(), parameter.device(), std::move(ledger)) {
   check_stored("Gradient", "the parameter", parameter);
 }
 
-Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<Ledger> ledger)
-    : sizes_(sizes.vec()), dtype_(dtype), shape_(matrix_shape(sizes)), ledger_(std::move(ledger)) {
+Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device, std::shared_ptr<Ledger> ledger)
+    : sizes_(sizes.vec()), dtype_(dtype), device_(device), shape_(matrix_shape(sizes)), ledger_(std::move(ledger)) {
   if (ledger_) ledger_->alive.push_back(this);
 }
 
@@ -49,6 +42,17 @@ void Gradient::set_policy(Collapse policy, bool exact) {
 
 // ---- Terms --------------------------------------------------------------------------------------------------------
 
+void Gradient::check_on_device(const char* what, const at::Tensor& t) const {
+  check(t.device() == device_, "Gradient: ", what, " is on ", t.device().str(), " and the parameter was on ",
+        device_.str(), " when its optimizer was made; move the model first, and make the optimizer then");
+}
+
+void Gradient::check_matrix(const char* what, const at::Tensor& t, std::int64_t cols) const {
+  check_operand("Gradient", what, t);
+  check_on_device(what, t);
+  check(t.dim() == 2 && t.size(1) == cols, "Gradient: ", what, " is ", t.sizes(), ", expected (T, ", cols, ")");
+}
+
 void Gradient::add_outer(const at::Tensor& dY, const at::Tensor& X) {
   check(sizes_.size() == 2, "Gradient: the parameter is ", at::IntArrayRef(sizes_), "; only a matrix takes dYᵀX");
   check_matrix("dY", dY, shape_.out);
@@ -62,10 +66,10 @@ void Gradient::add_outer(const at::Tensor& dY, const at::Tensor& X) {
 void Gradient::add_rows(const at::Tensor& index, const at::Tensor& values) {
   check(sizes_.size() == 2, "Gradient: the parameter is ", at::IntArrayRef(sizes_), "; only a matrix takes rows");
   check_matrix("values", values, shape_.in);
-  check(index.defined() && index.device().is_cpu() && index.scalar_type() == at::kLong && index.dim() == 1 &&
-            index.size(0) == values.size(0),
-        "Gradient: the index of rows must be int64 of shape (", values.size(0), ") on the CPU, got ", index.sizes(),
-        " of ", index.scalar_type());
+  check(index.defined() && index.scalar_type() == at::kLong && index.dim() == 1 && index.size(0) == values.size(0),
+        "Gradient: the index of rows must be int64 of shape (", values.size(0), "), got ", index.sizes(), " of ",
+        index.scalar_type());
+  check_on_device("the index of rows", index);
   std::array behind{keepable(index), keepable(values)};
   Shape shape{values.size(0), shape_.in};
   append(Rows{behind[0].const_data_ptr<std::int64_t>(), as_matrix(behind[1], shape), next_scale()}, behind);
@@ -73,6 +77,7 @@ void Gradient::add_rows(const at::Tensor& index, const at::Tensor& values) {
 
 void Gradient::add_dense(const at::Tensor& D) {
   check_operand("Gradient", "D", D);
+  check_on_device("D", D);
   check(D.sizes() == sizes_, "Gradient: D is ", D.sizes(), ", expected ", at::IntArrayRef(sizes_));
   std::array behind{keepable(D)};
   append(Dense{as_matrix(behind[0], shape_), next_scale()}, behind);
@@ -120,7 +125,7 @@ void Gradient::mul_(double factor) {
 
 void Gradient::zero_() {
   clear();
-  std::array no_token{at::empty({0, shape_.out}, at::kFloat), at::empty({0, shape_.in}, at::kFloat)};
+  std::array no_token{at::empty({0, shape_.out}, options(at::kFloat)), at::empty({0, shape_.in}, options(at::kFloat))};
   append(Outer{as_matrix(no_token[0], {0, shape_.out}), as_matrix(no_token[1], {0, shape_.in})}, no_token);
 }
 
@@ -133,7 +138,7 @@ void Gradient::clear() {
 
 std::shared_ptr<Gradient> Gradient::clone() const {
   check_not_spent();
-  auto copy = std::make_shared<Gradient>(sizes_, dtype_, ledger_);
+  auto copy = std::make_shared<Gradient>(sizes_, dtype_, device_, ledger_);
   copy->set_policy(policy_ == Collapse::always ? Collapse::never : policy_, exact_);
   copy->add_(*this);
   return copy;
@@ -161,7 +166,12 @@ float Gradient::next_scale() {
 
 void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
   check_not_spent();
-  validate("Gradient", {shape_.out, shape_.in, {&term, 1}});
+  Expression alone = {shape_.out, shape_.in, {&term, 1}};
+  if (device_.is_cpu())
+    validate("Gradient", alone);
+  else
+    validate_shapes("Gradient", alone);
+  if (terms_.size() >= kernels_of(device_.type()).most_terms()) collapse(at::kFloat, "as many terms as a kernel takes");
   terms_.push_back(term);
   gram_sum_.reset();
   if (exposed_) {
@@ -211,14 +221,13 @@ void Gradient::note_dropped() {
 
 at::Tensor Gradient::new_dense(at::ScalarType dtype) const {
   ScopedPurpose purpose(sizes_.size() == 2 ? Purpose::dense_matrix : Purpose::dense_vector);
-  return at::empty(sizes_, dtype);
+  return at::empty(sizes_, options(dtype));
 }
 
 at::Tensor Gradient::materialize(at::ScalarType dtype) const {
   at::Tensor D = new_dense(dtype);
   check_stored("Gradient", "the result", D);
-  Expression G = expression();
-  forge::materialize(as_matrix(D, shape_), G, torch_context(G));
+  kernels_of(device_.type()).materialize(place(), as_matrix(D, shape_), expression());
   return D;
 }
 
@@ -226,7 +235,7 @@ at::Tensor Gradient::materialize(at::ScalarType dtype) const {
 void Gradient::multiply_out(const at::Tensor& D, float scale) const {
   Expression G = expression();
   G.scale = scale;
-  forge::materialize(as_matrix(D, shape_), G, torch_context(G));
+  kernels_of(device_.type()).materialize(place(), as_matrix(D, shape_), G);
 }
 
 void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "forge/gradient/terms.h"
+#include "forge/torch/device_kernels.h"
 #include "forge/torch/ledger.h"
 #include "forge/torch/matrix_view.h"
 #include "forge/torch/options.h"
@@ -18,12 +19,13 @@ namespace forge {
 
 // The gradient of one parameter as a value that is not multiplied out (gradient/terms.h), on tensors. A matrix
 // parameter W (out, in) collects Outer, Rows and Dense terms; any other shape is seen as one row and collects Dense
-// terms. Tensors are kept by reference; who changes one in place before it is consumed gets an Error.
+// terms. All are on one device. Tensors are kept by reference; who changes one in place before it is consumed gets an
+// Error.
 class Gradient {
  public:
   // The ledger, where given, is kept informed of the bytes held.
   explicit Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger = nullptr);
-  Gradient(at::IntArrayRef sizes, at::ScalarType dtype, std::shared_ptr<Ledger> ledger = nullptr);
+  Gradient(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device, std::shared_ptr<Ledger> ledger = nullptr);
   ~Gradient();
   Gradient(const Gradient&) = delete;
   Gradient& operator=(const Gradient&) = delete;
@@ -63,6 +65,8 @@ class Gradient {
   bool finite() const;
   // G as a new tensor of the parameter's shape, fp32 unless said otherwise.
   at::Tensor materialize(at::ScalarType dtype = at::kFloat) const;
+  // Where it is computed.
+  Place place() const { return {device_, exact_}; }
   // Replaces all terms by one Dense term of this dtype. `reason` is what the report says of it.
   void collapse(at::ScalarType dtype = at::kFloat, const std::string& reason = "asked for");
   // Multiplies G out in the parameter's dtype and hands out the tensor itself: who writes to it, or to a view of it,
@@ -93,6 +97,9 @@ class Gradient {
     bool dense;
   };
 
+  void check_matrix(const char* what, const at::Tensor& t, std::int64_t cols) const;
+  void check_on_device(const char* what, const at::Tensor& t) const;
+  at::TensorOptions options(at::ScalarType dtype) const { return at::TensorOptions(dtype).device(device_); }
   at::Tensor keepable(const at::Tensor& t) const;
   float next_scale();
   void append(const Term& term, at::ArrayRef<at::Tensor> behind);
@@ -112,6 +119,7 @@ class Gradient {
 
   std::vector<std::int64_t> sizes_;
   at::ScalarType dtype_;
+  at::Device device_;
   Shape shape_;
   std::vector<Kept> kept_;
   std::vector<Term> terms_;

@@ -10,6 +10,7 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -42,26 +43,37 @@ std::int64_t tokens_of(const Expression& G) {
   return tokens;
 }
 
-// fp32; a view where m is.
-at::Tensor widened(const ConstMatrix& m, float scale) {
-  at::Tensor t = at::from_blob(const_cast<void*>(m.data), {m.rows, m.cols}, {m.stride, 1}, scalar_type_of(m.dtype));
-  t = t.to(at::kFloat);
+at::Tensor tensor_at(const void* data, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType type,
+                     at::Device device) {
+  return at::for_blob(const_cast<void*>(data), sizes)
+      .strides(strides)
+      .options(at::TensorOptions(type).device(device))
+      .target_device(device)
+      .make_tensor();
+}
+
+// In a type whose products torch computes in fp32 at least; a view where m is of it. A GPU may be set to multiply fp32
+// with the ten bits of TF32: these hold what has 16 bits, other numbers are multiplied in fp64.
+at::Tensor widened(const ConstMatrix& m, float scale, at::Device device) {
+  bool has_16_bits = m.dtype != DType::f32 && scale == 1;
+  at::Tensor t = tensor_at(m.data, {m.rows, m.cols}, {m.stride, 1}, scalar_type_of(m.dtype), device);
+  t = t.to(device.is_cpu() || has_16_bits ? at::kFloat : at::kDouble);
   return scale == 1 ? t : t.mul(scale);
 }
 
-at::Tensor index_of(const Rows& rows) {
-  return at::from_blob(const_cast<std::int64_t*>(rows.index), {rows.values.rows}, at::kLong);
+at::Tensor index_of(const Rows& rows, at::Device device) {
+  return tensor_at(rows.index, {rows.values.rows}, {1}, at::kLong, device);
 }
 
 at::Tensor stacked(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
 
-// Products M Mᵀ, of which only what is on and above the diagonal is computed: blocks of rows, all in one go, since one
-// such product is too small to be worth waking threads for.
+// Products M Mᵀ, of which a CPU computes only what is on and above the diagonal: blocks of rows, all in one go, since
+// one such product is too small to be worth waking threads for.
 class SymmetricProducts {
  public:
   // M Mᵀ, there after run().
   at::Tensor add(at::Tensor M) {
-    at::Tensor product = at::empty({M.size(0), M.size(0)}, at::kFloat);
+    at::Tensor product = at::empty({M.size(0), M.size(0)}, M.options());
     bytes_ += static_cast<std::int64_t>(M.nbytes() + product.nbytes());
     products_.push_back({std::move(M), product});
     return product;
@@ -77,6 +89,11 @@ class SymmetricProducts {
     };
     std::vector<Block> blocks;
     for (const Product& p : products_) {
+      if (!p.M.is_cpu()) {
+        at::Tensor to = p.product;
+        at::mm_out(to, p.M, p.M.t());
+        continue;
+      }
       // Equal parts of the triangle, of some 32 rows: fewer waste less of a product's speed, more waste less of the
       // triangle below.
       std::int64_t n = p.M.size(0), parts = std::max<std::int64_t>(1, n / 32);
@@ -108,15 +125,15 @@ class SymmetricProducts {
 struct Left {
   at::Tensor dY, row, scale;
 
-  explicit Left(const Expression& G) {
+  Left(const Expression& G, at::Device device) {
     std::vector<at::Tensor> outer, index, scales;
     for (const Term& term : G.terms) {
       if (const Outer* t = std::get_if<Outer>(&term)) {
-        outer.push_back(widened(t->dY, t->scale));
+        outer.push_back(widened(t->dY, t->scale, device));
       } else {
         const Rows& rows = std::get<Rows>(term);
-        index.push_back(index_of(rows));
-        scales.push_back(at::full({rows.values.rows}, rows.scale, at::kFloat));
+        index.push_back(index_of(rows, device));
+        scales.push_back(at::full({rows.values.rows}, rows.scale, at::TensorOptions(at::kFloat).device(device)));
       }
     }
     if (!outer.empty()) dY = stacked(outer);
@@ -134,14 +151,14 @@ struct Left {
 };
 
 // R Rᵀ in the same order, from the cache or as one of the products.
-GramCache right_gram(const Expression& G, const GramCache& cache, SymmetricProducts& products) {
+GramCache right_gram(const Expression& G, at::Device device, const GramCache& cache, SymmetricProducts& products) {
   std::vector<const void*> key;
   std::vector<at::Tensor> parts;
   for (bool outer : {true, false})
     for (const Term& term : G.terms) {
       if (std::holds_alternative<Outer>(term) != outer) continue;
       key.push_back(right_of(term).data);
-      parts.push_back(widened(right_of(term), 1));
+      parts.push_back(widened(right_of(term), 1, device));
     }
   if (cache.RRt.defined() && cache.key == key && cache.RRt.size(0) == tokens_of(G)) return cache;
   return {std::move(key), products.add(stacked(parts))};
@@ -184,8 +201,24 @@ Sums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end) {
   return total;
 }
 
+// The same by torch, wherever they lie; the host waits once.
+std::vector<Sums> product_sums_by_torch(std::span<const Pair> pairs) {
+  std::vector<at::Tensor> sums;
+  for (const Pair& pair : pairs) {
+    at::Tensor products = pair.a.to(at::kDouble).mul(pair.b);
+    sums.push_back(products.sum());
+    sums.push_back(products.abs_().sum());
+  }
+  at::Tensor all = at::stack(sums).to(at::kCPU);
+  std::vector<Sums> totals;
+  for (auto* sum = all.const_data_ptr<double>(); totals.size() < pairs.size(); sum += 2)
+    totals.push_back({sum[0], sum[1]});
+  return totals;
+}
+
 // Σ a∘b and Σ |a∘b| of each pair, in fp64 and in an order that does not depend on the threads.
 std::vector<Sums> product_sums(std::span<const Pair> pairs) {
+  if (!pairs.empty() && !pairs[0].a.is_cpu()) return product_sums_by_torch(pairs);
   constexpr std::int64_t kRows = 128;  // of a task
   struct Part {
     std::size_t pair;
@@ -216,10 +249,12 @@ bool pays(const Expression& G) {
 // The gradients whose products are computed together.
 class Batch {
  public:
+  explicit Batch(at::Device device) : device_(device) {}
+
   void add(std::size_t index, const Expression& G, GramCache& cache) {
-    Left left(G);
+    Left left(G, device_);
     at::Tensor dY_dYt = left.dY.defined() ? products_.add(left.dY) : at::Tensor();
-    cache = right_gram(G, cache, products_);
+    cache = right_gram(G, device_, cache, products_);
     members_.push_back({index, G.scale, std::move(left), dY_dYt, cache.RRt});
   }
 
@@ -247,47 +282,51 @@ class Batch {
     Left left;
     at::Tensor dY_dYt, RRt;
   };
+  at::Device device_;
   SymmetricProducts products_;
   std::vector<Member> members_;
 };
 
-at::Tensor row_norms(const ConstMatrix& m) { return at::linalg_vector_norm(widened(m, 1), 2, {1}); }
+at::Tensor row_norms(const ConstMatrix& m, at::Device device) {
+  return at::linalg_vector_norm(widened(m, 1, device), 2, {1}).to(at::kDouble);
+}
 
 }  // namespace
 
-std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache) {
-  return gram_sums_of_squares({&G, 1}, cache)[0];
+std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache, at::Device device) {
+  return gram_sums_of_squares({&G, 1}, cache, device)[0];
 }
 
-std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache) {
+std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache,
+                                                        at::Device device) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
   constexpr std::int64_t kBatchBytes = 16 << 20;  // as much as a kernel's packed X
   std::vector<std::optional<double>> sums(gradients.size());
   GramCache promised = cache;  // kept once it is there
-  Batch batch;
+  Batch batch(device);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (pays(gradients[i])) batch.add(i, gradients[i], promised);
     if (batch.bytes() >= kBatchBytes || i + 1 == gradients.size()) {
       batch.run(sums);
-      batch = {};
+      batch = Batch(device);
     }
   }
   cache = std::move(promised);
   return sums;
 }
 
-std::optional<double> partial_sum_bound(const Expression& G) {
+std::optional<double> partial_sum_bound(const Expression& G, at::Device device) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
   double bound = 0;
   for (const Term& term : G.terms) {
     if (const Outer* t = std::get_if<Outer>(&term))
-      bound += std::abs(t->scale) * row_norms(t->dY).dot(row_norms(t->X)).item<double>();
+      bound += std::abs(t->scale) * row_norms(t->dY, device).dot(row_norms(t->X, device)).item<double>();
     else if (const Rows* t = std::get_if<Rows>(&term))
-      bound += std::abs(t->scale) * row_norms(t->values).sum().item<double>();
+      bound += std::abs(t->scale) * row_norms(t->values, device).sum().item<double>();
     else
       return std::nullopt;
   }

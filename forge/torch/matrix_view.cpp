@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "forge/base/error.h"
+#include "forge/torch/device_kernels.h"
 
 namespace forge {
 namespace {
@@ -15,9 +16,12 @@ namespace {
 constexpr at::ScalarType kScalarTypes[] = {at::kFloat, at::kBFloat16, at::kHalf,         at::kShort,
                                            at::kChar,  at::kByte,     at::kFloat8_e4m3fn};
 
-void check_dense_on_cpu(const char* who, const char* what, const at::Tensor& t) {
+void check_dense(const char* who, const char* what, const at::Tensor& t) {
   check(t.defined(), who, ": ", what, " is undefined");
-  check(t.device().is_cpu(), who, ": ", what, " is on ", t.device().str(), ", expected cpu");
+  check(
+      has_kernels(t.device().type()), who, ": ", what, " is on ", t.device().str(),
+      ", for which this library was built without kernels; move it to the CPU, or build where nvcc and a CUDA build of "
+      "torch are");
   check(t.layout() == at::kStrided, who, ": ", what, " has layout ", t.layout(), ", expected a dense tensor");
 }
 
@@ -39,12 +43,12 @@ bool is_operand(at::ScalarType type) {
 bool is_stored(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16; }
 
 void check_operand(const char* who, const char* what, const at::Tensor& t) {
-  check_dense_on_cpu(who, what, t);
+  check_dense(who, what, t);
   check(is_operand(t.scalar_type()), who, ": ", what, " is ", t.scalar_type(), ", expected Float, BFloat16 or Half");
 }
 
 void check_stored(const char* who, const char* what, const at::Tensor& t) {
-  check_dense_on_cpu(who, what, t);
+  check_dense(who, what, t);
   check(is_stored(t.scalar_type()), who, ": ", what, " is ", t.scalar_type(),
         ", expected Float or BFloat16; Half is for activations and their gradients, as autocast makes them");
 }

@@ -18,8 +18,9 @@ bool is_operand(at::ScalarType type);
 // Parameters, plain moments and materialized gradients may be of this type: numbers that are stored as they are.
 bool is_stored(at::ScalarType type);
 
-// Throws Error unless t is a dense CPU tensor: an operand, which the gradient is made of, in any type that kernels
-// read; or what is stored, in one that they write. `who` opens the sentence, `what` names the tensor.
+// Throws Error unless t is a dense tensor on a device that has kernels: an operand, which the gradient is made of, in
+// any type that kernels read; or what is stored, in one that they write. `who` opens the sentence, `what` names the
+// tensor.
 void check_operand(const char* who, const char* what, const at::Tensor& t);
 void check_stored(const char* who, const char* what, const at::Tensor& t);
 

@@ -40,7 +40,7 @@ std::unique_ptr<Gradient> gradient_of_terms(const char* who, at::TensorList dY, 
   check_operand(who, "X", X[0]);
   check(dY[0].dim() == 2 && X[0].dim() == 2, who, ": dY is ", dY[0].sizes(), " and X ", X[0].sizes(),
         ", expected (T, out) and (T, in)");
-  auto G = std::make_unique<Gradient>(at::IntArrayRef{dY[0].size(1), X[0].size(1)}, at::kFloat);
+  auto G = std::make_unique<Gradient>(at::IntArrayRef{dY[0].size(1), X[0].size(1)}, at::kFloat, dY[0].device());
   add_terms(*G, who, dY, X, scale);
   return G;
 }

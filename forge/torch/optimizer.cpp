@@ -7,6 +7,7 @@
 
 #include "forge/base/hash.h"
 #include "forge/torch/allocation.h"
+#include "forge/torch/device_kernels.h"
 #include "forge/torch/executor.h"
 #include "forge/torch/optimizer_impl.h"
 #include "forge/torch/update_tensor.h"
@@ -67,6 +68,7 @@ void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name,
   check(is_taken(parameter, rule.takes), "Optimizer: ", rule.name, " is for contiguous ",
         rule.takes == Takes::matrices ? "matrices" : "vectors and matrices", ", and a parameter has shape ",
         parameter.sizes(), " and strides ", parameter.strides(), "; give it to another optimizer, AdamW for one");
+  kernels_of(parameter.device().type()).check_rule("Optimizer", rule, options.count_rounding);
   check_state_format("a group's ", state_format);
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
@@ -116,7 +118,8 @@ void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& 
   }
   Noise noise = {.seed = options.seed, .parameter = names[i], .step = s.progress.step};
   std::vector<RoundingCount> counts(options.count_rounding ? 1 + moments.size() : 0);
-  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule, counts);
+  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule,
+                options.exact, counts);
   if (!counts.empty()) add_rounding(i, format, moments, counts);
   s.progress = next;
   store(i);

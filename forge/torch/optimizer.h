@@ -100,9 +100,9 @@ struct ParamGroup {
 };
 
 // An optimizer of the registry (rules/registry.h) by its options. A change of groups()[i].options acts at the next
-// update. Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16 on
-// the CPU, has gaps between its elements, or is held by another optimizer that is still alive; where an option is out
-// of range, or a format is asked for that no parameter can have.
+// update. Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16, is
+// on a device without kernels or without this rule's, has gaps between its elements, or is held by another optimizer
+// that is still alive; where an option is out of range, or a format is asked for that no parameter can have.
 template <class RuleOptions>
 class OptimizerOf final : public GroupedOptimizer {
  public:

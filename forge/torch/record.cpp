@@ -14,9 +14,8 @@
 #include <utility>
 
 #include "forge/base/error.h"
-#include "forge/kernels/norm.h"
 #include "forge/torch/allocation.h"
-#include "forge/torch/executor.h"
+#include "forge/torch/device_kernels.h"
 #include "forge/torch/handle.h"
 
 namespace forge {
@@ -304,8 +303,8 @@ Expression WholeGradient::expression() const {
 
 double WholeGradient::sum_squares(bool exact) const {
   if (recorded_) return recorded_->sum_squares(exact);
-  Expression G = expression();
-  return forge::sum_squares(G, torch_context(G));
+  if (!dense_.defined()) return 0;
+  return kernels_of(dense_.device().type()).sum_squares({dense_.device(), exact}, expression());
 }
 
 void WholeGradient::mul_(double factor) {

@@ -66,8 +66,18 @@ StoredTensor zeros_of_moment(const at::Tensor& parameter, const Moment& moment, 
   return at::zeros(sizes_of_moment(parameter, moment), parameter.options().dtype(at::kFloat)).requires_grad_(false);
 }
 
+namespace {
+
+StoredTensor moved(const StoredTensor& t, at::Device device) {
+  return {t.format, t.values.to(device), t.rest.defined() ? t.rest.to(device) : at::Tensor()};
+}
+
+}  // namespace
+
+// Where state is loaded, so that it does not matter how long the way through the host takes.
 StoredTensor in_format(const StoredTensor& from, Format format, Sign sign) {
   if (from.format == format) return from;
+  if (!from.values.is_cpu()) return moved(in_format(moved(from, at::kCPU), format, sign), from.values.device());
   StoredTensor to = zeros_in_format(from.values, format, sign);
   Shape shape = matrix_shape(from.values);
   Expression nothing = {.out = shape.out, .in = shape.in, .terms = {}, .scale = 1};

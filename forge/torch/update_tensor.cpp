@@ -10,8 +10,8 @@
 
 #include "forge/base/error.h"
 #include "forge/kernels/line_sums.h"
-#include "forge/kernels/update.h"
 #include "forge/torch/allocation.h"
+#include "forge/torch/device_kernels.h"
 #include "forge/torch/executor.h"
 #include "forge/torch/matrix_view.h"
 #include "forge/torch/orthogonal.h"
@@ -26,6 +26,7 @@ void bump(const StoredTensor& t) { bump(t.values), bump(t.rest); }
 
 // The passes over one weight.
 struct Passes {
+  Place place;
   Stored W;
   std::span<const Stored> S;
   std::span<RoundingCount> rounding;
@@ -48,11 +49,12 @@ struct Passes {
     const RuleInfo& rule = pass.rule();
     std::span<const Stored> moments = S.first(rule.moments.size());
     std::span<RoundingCount> counts = rounding.first(std::min(rounding.size(), 1 + moments.size()));
-    if (!rule.orthogonalized) return pass.next(update(W, moments, G, pass, torch_context(G), counts));
+    const DeviceKernels& kernels = kernels_of(place.device.type());
+    if (!rule.orthogonalized) return pass.next(kernels.update(place, W, moments, G, pass, counts));
     ScopedPurpose purpose(Purpose::direction);
-    direction = at::empty({G.out, G.in}, at::kFloat);
+    direction = at::empty({G.out, G.in}, at::TensorOptions(at::kFloat).device(place.device));
     RoundingCount of_weight = counts.empty() ? RoundingCount{} : counts[0];
-    Sums sums = update(as_matrix(direction, {G.out, G.in}), moments, G, pass, torch_context(G), counts);
+    Sums sums = kernels.update(place, as_matrix(direction, {G.out, G.in}), moments, G, pass, counts);
     if (!counts.empty()) counts[0] = of_weight;  // the direction is none
     orthogonalize_(direction, rule.orthogonalized(pass));
     return pass.next(sums);
@@ -69,16 +71,18 @@ struct Passes {
 }  // namespace
 
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
-                   const Expression& G, const RuleStep& rule, std::span<RoundingCount> rounding) {
+                   const Expression& G, const RuleStep& rule, bool exact, std::span<RoundingCount> rounding) {
   check(moments.size() == rule.rule().moments.size(), "update: ", rule.name(), " keeps ", rule.rule().moments.size(),
         " moments, got ", moments.size());
+  const Place place = {weight.values.device(), exact};
+  kernels_of(place.device.type()).check_rule("update", rule.rule(), !rounding.empty());
   Shape shape = matrix_shape(weight.values);
   std::array<Stored, kMaxMoments> S;
   for (std::size_t i = 0; i < moments.size(); ++i) {
     const Moment& moment = rule.rule().moments[i];
     S[i] = moments[i].view({moment.rows(shape.out), moment.cols(shape.in)});
   }
-  Passes passes = {weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
+  Passes passes = {place, weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
   std::optional<RuleStep> pass = passes.first(rule, G);
   while (pass) pass = passes.run(*pass, passes.gradient(G));
   bump(weight);

@@ -15,12 +15,14 @@ namespace forge::testing {
 struct TinyModel {
   at::Tensor table, norm, up, up_bias, down;
 
-  explicit TinyModel(at::ScalarType dtype = at::kFloat)
-      : table(parameter(random({29, 16}, 1, dtype) * 0.5)),
-        norm(parameter(at::ones({16}, dtype))),
-        up(parameter(random({24, 16}, 2, dtype) * 0.25)),
-        up_bias(parameter(at::zeros({24}, dtype))),
-        down(parameter(random({16, 24}, 3, dtype) * 0.25)) {}
+  explicit TinyModel(at::ScalarType dtype = at::kFloat, at::Device device = at::kCPU) {
+    auto on_device = [&](const at::Tensor& values) { return parameter(values.to(device, dtype)); };
+    table = on_device(random({29, 16}, 1, dtype) * 0.5);
+    norm = on_device(at::ones({16}));
+    up = on_device(random({24, 16}, 2, dtype) * 0.25);
+    up_bias = on_device(at::zeros({24}));
+    down = on_device(random({16, 24}, 3, dtype) * 0.25);
+  }
 
   std::vector<at::Tensor> parameters() const { return {table, norm, up, up_bias, down}; }
 

@@ -1,0 +1,61 @@
+#include "forge/torch/device_kernels.h"
+
+#include <c10/core/DeviceType.h>
+
+#include <limits>
+#include <map>
+#include <memory>
+
+#include "forge/base/error.h"
+#include "forge/kernels/materialize.h"
+#include "forge/kernels/norm.h"
+#include "forge/kernels/update.h"
+#include "forge/torch/executor.h"
+#include "forge/torch/gpu_kernels.h"
+
+namespace forge {
+namespace {
+
+class HostKernels final : public DeviceKernels {
+ public:
+  Sums update(const Place&, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+              std::span<RoundingCount> rounding) const override {
+    return forge::update(W, S, G, rule, torch_context(G), rounding);
+  }
+  void materialize(const Place&, const Matrix& D, const Expression& G) const override {
+    forge::materialize(D, G, torch_context(G));
+  }
+  double sum_squares(const Place&, const Expression& G) const override {
+    return forge::sum_squares(G, torch_context(G));
+  }
+  void check_rule(const char*, const RuleInfo&, bool) const override {}
+  std::size_t most_terms() const override { return std::numeric_limits<std::size_t>::max(); }
+};
+
+using Table = std::map<at::DeviceType, std::unique_ptr<DeviceKernels>>;
+
+Table& table() {
+  static auto* all = [] {
+    auto* t = new Table;  // never destroyed: tensors may outlive static variables
+    t->emplace(at::kCPU, std::make_unique<HostKernels>());
+    return t;
+  }();
+  return *all;
+}
+
+}  // namespace
+
+bool has_kernels(at::DeviceType type) { return table().contains(type); }
+
+const DeviceKernels& kernels_of(at::DeviceType type) {
+  auto found = table().find(type);
+  check(found != table().end(), "this library was built without kernels for ",
+        c10::DeviceTypeName(type, /*lower_case=*/true));
+  return *found->second;
+}
+
+bool add_gpu(at::DeviceType type, const cuda::Operations& operations) {
+  return table().insert_or_assign(type, std::make_unique<GpuKernels>(operations)).second;
+}
+
+}  // namespace forge

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <span>
+
+#include "forge/formats/format.h"
+#include "forge/gradient/terms.h"
+#include "forge/kernels/cuda/operations.h"
+#include "forge/kernels/rounding.h"
+#include "forge/rules/list.h"
+
+namespace forge {
+
+// On which device an operation runs.
+struct Place {
+  at::Device device = at::kCPU;
+  bool exact = false;  // fp32 multiply-adds only, where a device has something faster
+};
+
+// The operations of forge/kernels (update.h, materialize.h, norm.h, which say what they do) in the memory of one kind
+// of device. On one with streams they are launched onto its current stream; those that return a number wait for it.
+class DeviceKernels {
+ public:
+  virtual ~DeviceKernels() = default;
+  virtual Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
+                      const RuleStep& rule, std::span<RoundingCount> rounding) const = 0;
+  virtual void materialize(const Place& place, const Matrix& D, const Expression& G) const = 0;
+  virtual double sum_squares(const Place& place, const Expression& G) const = 0;
+
+  // Throws Error where there are no kernels of a rule, or rounding cannot be counted; before anything is updated.
+  virtual void check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const = 0;
+  // An expression may have so many terms.
+  virtual std::size_t most_terms() const = 0;
+};
+
+bool has_kernels(at::DeviceType type);
+// Throws Error where there are none.
+const DeviceKernels& kernels_of(at::DeviceType type);
+
+// Tensors on devices of this type are updated by these from now on. Called when a library is loaded.
+bool add_gpu(at::DeviceType type, const cuda::Operations& operations);
+
+}  // namespace forge

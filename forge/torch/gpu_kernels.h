@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "forge/torch/device_kernels.h"
+
+namespace forge {
+
+// Kernels of forge/kernels/cuda. What has no fused kernel is multiplied out by slabs of rows: no gradient of a whole
+// matrix is stored for it either.
+class GpuKernels final : public DeviceKernels {
+ public:
+  // As much as a host's kernel packs of X.
+  static constexpr std::int64_t kSlabBytes = 16 << 20;
+  // slab_bytes: of a slab in fp32, but no less than the rows of a tile.
+  explicit GpuKernels(const cuda::Operations& operations, std::int64_t slab_bytes = kSlabBytes)
+      : operations_(operations), slab_bytes_(slab_bytes) {}
+
+  Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
+              std::span<RoundingCount> rounding) const override;
+  void materialize(const Place& place, const Matrix& D, const Expression& G) const override;
+  double sum_squares(const Place& place, const Expression& G) const override;
+  void check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const override;
+  std::size_t most_terms() const override { return cuda::kMostTerms; }
+
+ private:
+  void update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
+                       const RuleStep& rule) const;
+
+  cuda::Operations operations_;
+  std::int64_t slab_bytes_;
+};
+
+// Rows [from, from + n) of a weight or a moment, as a shard of it.
+Stored rows_of(const Stored& all, std::int64_t from, std::int64_t n);
+
+}  // namespace forge
