@@ -1,5 +1,6 @@
 #include <sstream>
 
+#include "tests/emulator/device_memory.h"
 #include "tests/emulator/state.h"
 
 namespace forge::emulator {
@@ -226,6 +227,7 @@ std::string Outcome::describe() const {
 Outcome launch(Dim3 grid, Dim3 block, std::size_t shared_bytes, const Schedule& schedule,
                const std::function<void()>& kernel) {
   Outcome out;
+  DeviceMemoryAccess access;
   grid_dim = grid, block_dim = block;
   std::vector<Dim3> blocks;
   for (unsigned y = 0; y < grid.y; ++y)

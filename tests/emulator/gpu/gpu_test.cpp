@@ -1,0 +1,268 @@
+// forge/torch on the emulated GPU, beside the CPU.
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "forge/kernels/testing/rule_cases.h"
+#include "forge/kernels/testing/weight.h"
+#include "forge/torch/executor.h"
+#include "forge/torch/gpu_kernels.h"
+#include "forge/torch/optimizer.h"
+#include "forge/torch/testing/tensors.h"
+#include "forge/torch/testing/tiny_model.h"
+#include "forge/torch/update_tensor.h"
+
+namespace forge {
+namespace {
+
+using testing::parameter;
+using testing::random;
+using testing::RuleCase;
+using testing::same_bits;
+using testing::Storage;
+using testing::throws;
+using testing::TinyModel;
+
+const at::Device kGpu(at::kPrivateUse1, 0), kCpu(at::kCPU);
+
+TEST(EmulatedGpu, ComputesWhatTheCpuDoes) {
+  at::Tensor a = random({5, 7}, 1), b = random({7, 3}, 2);
+  at::Tensor c = a.to(kGpu).mm(b.to(kGpu)).t().contiguous();
+  EXPECT_EQ(c.device(), kGpu);
+  EXPECT_TRUE(same_bits(c.to(kCpu), a.mm(b).t().contiguous()));
+}
+
+TEST(EmulatedGpuDeathTest, StopsAHostThatLooksAtItsMemory) {
+  at::Tensor t = at::ones({4}, kGpu);
+  EXPECT_DEATH((void)*static_cast<volatile float*>(t.data_ptr()), "");
+}
+
+// ---- One weight ---------------------------------------------------------------------------------------------------
+
+// Products, rows and a dense gradient, scaled after the first of them.
+void fill(Gradient& G, std::uint64_t seed, at::IntArrayRef sizes) {
+  auto on_device = [&](const at::Tensor& t) { return t.to(G.place().device); };
+  G.set_policy(Collapse::never, /*exact=*/true);
+  G.add_outer(on_device(random({3, sizes[0]}, seed)), on_device(random({3, sizes[1]}, seed + 1, at::kBFloat16)));
+  G.mul_(0.3);
+  G.add_rows(on_device(at::tensor(std::vector<std::int64_t>{2, sizes[0] - 1, 2}, at::kLong)),
+             on_device(random({3, sizes[1]}, seed + 2)));
+  G.add_dense(on_device(random(sizes, seed + 3)));
+}
+
+struct Updated {
+  StoredTensor weight;
+  std::vector<StoredTensor> moments;
+
+  Updated(const RuleInfo& rule, const Storage& storage, at::IntArrayRef sizes, at::Device device) {
+    at::Tensor values = random(sizes, 9, storage.weight == Format::fp32 ? at::kFloat : at::kBFloat16).to(device);
+    weight = {storage.weight, values, zeros_of_rest(values, storage.weight)};
+    for (const Moment& m : rule.moments) moments.push_back(zeros_of_moment(values, m, storage.state));
+  }
+  void expect_as(const Updated& other) const {
+    EXPECT_TRUE(same(weight, other.weight));
+    for (std::size_t i = 0; i < moments.size(); ++i) EXPECT_TRUE(same(moments[i], other.moments[i])) << "moment " << i;
+  }
+
+ private:
+  static ::testing::AssertionResult same(const StoredTensor& a, const StoredTensor& b) {
+    auto values = same_bits(a.values.to(kCpu), b.values.to(kCpu));
+    return values && a.rest.defined() ? same_bits(a.rest.to(kCpu), b.rest.to(kCpu)) : values;
+  }
+};
+
+constexpr Noise kNoise = {.seed = 5, .parameter = 77, .step = 3};
+
+Updated updated(const RuleCase& rule, const Storage& storage, at::Device device) {
+  const std::vector<std::int64_t> sizes = {140, 40};
+  Updated u(rule.prepare(1).rule(), storage, sizes, device);
+  for (std::int64_t step = 1; step <= 2; ++step) {
+    Gradient G(u.weight.values);
+    fill(G, 10 * static_cast<std::uint64_t>(step), sizes);
+    update_tensor(u.weight, kNoise, u.moments, G.expression(), rule.prepare(step), /*exact=*/true);
+  }
+  return u;
+}
+
+TEST(Gpu, UpdatesHaveTheBitsOfTheCpusForEveryRule) {
+  const Storage storages[] = {
+      {Format::fp32, Format::fp32}, {Format::bf16_stochastic, Format::int8}, {Format::bf16_plus8, Format::bf16}};
+  int i = 0;
+  for (const RuleCase& rule : testing::rule_cases()) {
+    if (!is_element_wise(rule.prepare(1).rule()) || rule.prepare(1).rule().orthogonalized) continue;
+    const Storage& storage = storages[i++ % 3];
+    SCOPED_TRACE(::testing::Message() << rule.name << ", " << storage);
+    updated(rule, storage, kGpu).expect_as(updated(rule, storage, kCpu));
+  }
+  EXPECT_GE(i, 30);
+}
+
+TEST(Gpu, WhatHasNoFusedKernelIsMultipliedOutBySlabs) {
+  const RuleStep rule = RuleStep::of<rules::RAdam>(rules::RAdam::prepare(RAdamOptions{}, 7));
+  const Storage storage = {Format::bf16_stochastic, Format::int8};
+  const std::vector<std::int64_t> sizes = {300, 40};
+  auto run = [&](at::Device device, auto&& update) {
+    Updated u(rule.rule(), storage, sizes, device);
+    Gradient G(u.weight.values);
+    fill(G, 4, sizes);
+    std::vector<Stored> moments;
+    for (const StoredTensor& m : u.moments) moments.push_back(m.view({300, 40}));
+    update(u.weight.view({300, 40}, kNoise), moments, G.expression());
+    return u;
+  };
+  GpuKernels slabs_of_a_tile(cuda::operations(), /*slab_bytes=*/1);
+  Updated gpu = run(kGpu, [&](const Stored& W, std::span<const Stored> S, const Expression& G) {
+    slabs_of_a_tile.update({kGpu, true}, W, S, G, rule, {});
+  });
+  gpu.expect_as(run(kCpu, [&](const Stored& W, std::span<const Stored> S, const Expression& G) {
+    kernels_of(at::kCPU).update({}, W, S, G, rule, {});
+  }));
+}
+
+// ---- Gradients ----------------------------------------------------------------------------------------------------
+
+TEST(Gpu, AGradientIsMultipliedOutAndMeasuredAsOnTheCpu) {
+  Gradient gpu({140, 40}, at::kFloat, kGpu), cpu({140, 40}, at::kFloat, kCpu);
+  for (Gradient* G : {&gpu, &cpu}) fill(*G, 4, {140, 40});
+  EXPECT_TRUE(same_bits(gpu.materialize().to(kCpu), cpu.materialize()));
+  EXPECT_EQ(gpu.sum_squares(/*exact=*/true), cpu.sum_squares(/*exact=*/true));
+  EXPECT_TRUE(gpu.finite());
+  EXPECT_TRUE(same_bits(gpu.clone()->expose().to(kCpu), cpu.clone()->expose()));
+  for (Gradient* G : {&gpu, &cpu}) G->zero_();
+  EXPECT_EQ(gpu.sum_squares(true), 0);
+}
+
+TEST(Gpu, NormsByGramAreThoseOfTheChain) {
+  for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    Gradient G({140, 40}, at::kFloat, kGpu);
+    for (std::uint64_t seed : {1, 2}) {
+      G.add_outer(random({5, 140}, seed, dtype).to(kGpu), random({5, 40}, seed + 4, dtype).to(kGpu));
+      G.mul_(0.5);
+    }
+    G.add_rows(at::tensor({2, 7, 2}, at::kLong).to(kGpu), random({3, 40}, 9, dtype).to(kGpu));
+    GramCache cache;
+    auto by_gram = gram_sum_squares(G.expression(), cache, kGpu);
+    ASSERT_TRUE(by_gram);
+    EXPECT_NEAR(*by_gram, G.sum_squares(/*exact=*/true), 1e-5 * *by_gram);
+    EXPECT_EQ(G.sum_squares(/*exact=*/false), *by_gram);
+  }
+}
+
+TEST(Gpu, WhatIsNotFiniteIsFound) {
+  Gradient G({140, 40}, at::kFloat, kGpu);
+  at::Tensor X = random({3, 40}, 1);
+  X[1][7] = INFINITY;
+  G.add_outer(random({3, 140}, 2).to(kGpu), X.to(kGpu));
+  EXPECT_FALSE(G.finite());
+}
+
+TEST(Gpu, MoreTermsThanAKernelTakesAreMultipliedOut) {
+  Gradient gpu({20, 12}, at::kFloat, kGpu), cpu({20, 12}, at::kFloat, kCpu);
+  for (Gradient* G : {&gpu, &cpu}) {
+    G->set_policy(Collapse::never, true);
+    for (std::uint64_t i = 0; i < cuda::kMostTerms + 5; ++i)
+      G->add_outer(random({1, 20}, i).to(G->place().device), random({1, 12}, i + 500).to(G->place().device));
+  }
+  EXPECT_EQ(gpu.collapses(), 1);
+  EXPECT_EQ(gpu.size(), 6U);
+  EXPECT_TRUE(same_bits(gpu.materialize().to(kCpu), cpu.materialize()));
+}
+
+// ---- Training -----------------------------------------------------------------------------------------------------
+
+struct Run {
+  std::vector<double> losses;
+  std::vector<at::Tensor> parameters;  // on the CPU
+  MemoryReport peak;
+};
+
+template <class Optimizer>
+Run train(at::Device device, at::ScalarType dtype, const OptimizerOptions& options, double max_norm) {
+  TinyModel model(dtype, device);
+  Optimizer optimizer(model.parameters(), {}, options);
+  Run run;
+  for (std::uint64_t step = 0; step < 4; ++step) {
+    const int micro_batches = options.schedule == Schedule::at_step ? 2 : 1;
+    for (int i = 0; i < micro_batches; ++i) {
+      at::Tensor loss = model.loss(TinyModel::batch(2 * step + static_cast<std::uint64_t>(i)).to(device));
+      run.losses.push_back(loss.item<double>());
+      loss.backward();
+    }
+    if (max_norm > 0) run.losses.push_back(clip_grad_norm_(model.parameters(), max_norm));
+    optimizer.step();
+    optimizer.zero_grad();
+  }
+  for (const at::Tensor& p : model.parameters()) run.parameters.push_back(p.detach().to(kCpu));
+  run.peak = optimizer.peak_memory();
+  return run;
+}
+
+// torch's own operations may take another way on a GPU, so their last bits differ.
+void expect_close(const Run& a, const Run& b, double tolerance) {
+  ASSERT_EQ(a.losses.size(), b.losses.size());
+  for (std::size_t i = 0; i < a.losses.size(); ++i) EXPECT_NEAR(a.losses[i], b.losses[i], tolerance * b.losses[i]);
+  double changed = 0, differs = 0;
+  TinyModel start;
+  for (std::size_t i = 0; i < a.parameters.size(); ++i) {
+    at::Tensor from = start.parameters()[i].detach(), to = b.parameters[i].to(at::kFloat);
+    changed += (to - from).pow(2).sum().item<double>();
+    differs += (a.parameters[i].to(at::kFloat) - to).pow(2).sum().item<double>();
+  }
+  EXPECT_GT(changed, 0);
+  EXPECT_LE(std::sqrt(differs), 100 * tolerance * std::sqrt(changed));
+  EXPECT_EQ(a.peak.dense_matrices, b.peak.dense_matrices);
+  EXPECT_EQ(a.peak.held_terms, b.peak.held_terms);
+}
+
+TEST(Gpu, AModelTrainsAsOnTheCpu) {
+  for (Schedule schedule : {Schedule::at_step, Schedule::in_backward})
+    for (bool exact : {true, false}) {
+      SCOPED_TRACE(::testing::Message() << "in backward " << (schedule == Schedule::in_backward) << ", exact "
+                                        << exact);
+      OptimizerOptions options = {.schedule = schedule, .collapse = Collapse::never, .exact = exact};
+      double max_norm = schedule == Schedule::at_step ? 0.5 : 0;
+      expect_close(train<AdamW>(kGpu, at::kFloat, options, max_norm), train<AdamW>(kCpu, at::kFloat, options, max_norm),
+                   1e-6);
+      expect_close(train<SGD>(kGpu, at::kFloat, options, max_norm), train<SGD>(kCpu, at::kFloat, options, max_norm),
+                   1e-6);
+    }
+}
+
+TEST(Gpu, AModelOf16BitsTrainsOnTensorCores) {
+  OptimizerOptions options = {
+      .collapse = Collapse::never, .state_format = Format::int8, .weight_format = Format::bf16_plus16};
+  expect_close(train<AdamW>(kGpu, at::kBFloat16, options, 0.5), train<AdamW>(kCpu, at::kBFloat16, options, 0.5), 2e-3);
+}
+
+// ---- Refusals -----------------------------------------------------------------------------------------------------
+
+TEST(Gpu, RefusesWhatHasNoKernelWhenTheOptimizerIsMade) {
+  at::Tensor W = parameter(random({8, 8}, 1).to(kGpu));
+  EXPECT_THAT([&] { LAMB opt({W}); }, throws("lamb_moments has no kernel for a GPU"));
+  EXPECT_THAT([&] { Adafactor opt({W}); }, throws("has no kernel for a GPU"));
+  EXPECT_THAT([&] { AdamW opt({W}, {}, {.count_rounding = true}); }, throws("rounding is not counted on a GPU"));
+}
+
+TEST(Gpu, RefusesAGradientOnAnotherDevice) {
+  Gradient G({8, 4}, at::kFloat, kCpu);
+  EXPECT_THAT(
+      [&] {
+        G.add_outer(random({2, 8}, 1).to(kGpu), random({2, 4}, 2).to(kGpu));
+      },
+      throws("dY is on emulated:0 and the parameter was on cpu when its optimizer was made"));
+  at::Tensor meta = at::empty({2, 8}, at::kMeta);
+  EXPECT_THAT([&] { G.add_outer(meta, meta); }, throws("built without kernels"));
+}
+
+TEST(Gpu, StateMovesBetweenFormats) {
+  StoredTensor cpu = random({5, 70}, 3), gpu = cpu.values.to(kGpu);
+  StoredTensor a = in_format(cpu, Format::int8, Sign::any), b = in_format(gpu, Format::int8, Sign::any);
+  EXPECT_EQ(b.values.device(), kGpu);
+  EXPECT_TRUE(same_bits(a.values, b.values.to(kCpu)));
+  EXPECT_TRUE(same_bits(a.rest, b.rest.to(kCpu)));
+}
+
+}  // namespace
+}  // namespace forge
