@@ -11,6 +11,7 @@
 #include "forge/kernels/rule_library.h"
 #include "forge/kernels/target.h"
 #include "forge/torch/allocation.h"
+#include "forge/torch/device_kernels.h"
 #include "forge/torch/functional.h"
 #include "forge/torch/handle.h"
 #include "forge/torch/record.h"
@@ -286,6 +287,8 @@ void define_functions(py::module_& m) {
     return names;
   });
   m.def("kernels", [] { return std::string(name_of(best_target())); });
+  // Whether weights on devices of this type ("cpu", "cuda") can be updated.
+  m.def("has_kernels", [](const std::string& type) { return has_kernels(c10::Device(type).type()); });
 }
 
 }  // namespace

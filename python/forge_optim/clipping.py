@@ -25,7 +25,8 @@ def clip_grad_norm_(
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    ordinary = all(not hasattr(p, "to_local") and p.device.type == "cpu" for p in parameters)
+    ordinary = all(not hasattr(p, "to_local") and _C.has_kernels(p.device.type) for p in parameters)
     if norm_type != 2 or not ordinary:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    return torch.tensor(_C.clip_grad_norm_(parameters, max_norm, error_if_nonfinite))
+    norm = _C.clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
+    return torch.tensor(norm, device=parameters[0].device if parameters else None)

@@ -102,7 +102,7 @@ def _records(weight: Tensor) -> bool:
 @torch.compiler.assume_constant_result
 def _has_record(weight: Tensor) -> bool:
     transformed = torch._C._functorch.maybe_current_level() is not None
-    usable = weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > 0
+    usable = _C.has_kernels(weight.device.type) and weight.is_contiguous() and weight.numel() > 0
     return usable and not transformed and not _has_hooks(weight) and _C.is_recorded(weight)
 
 

@@ -213,6 +213,8 @@ def _foreach_norm(func, tensors, ord=2, dtype=None):
 @_handles(aten._foreach_mul_.Scalar, aten._foreach_mul_.Tensor, aten._foreach_div_.Scalar, aten._foreach_div_.Tensor)
 def _foreach_scale_(func, tensors, factor):
     scale_ = torch.Tensor.mul_ if func in (aten._foreach_mul_.Scalar, aten._foreach_mul_.Tensor) else torch.Tensor.div_
+    if all(_is_factored(t) for t in tensors) and _as_number(factor) is not None:
+        factor = _as_number(factor)  # a device is asked once, not by each tensor
     for t in tensors:
         scale_(t, factor)
 
@@ -229,11 +231,12 @@ def _unscale_(func, tensors, found_inf, inv_scale):
     ordinary = [t for t in tensors if not _is_factored(t)]
     if ordinary:
         _on_dense(func, ordinary, found_inf, inv_scale)
-    for t in tensors:
-        if _is_factored(t):
-            if not t._gradient.finite():
-                found_inf.fill_(1)
-            t._gradient.mul_(float(inv_scale))
+    factored = [t for t in tensors if _is_factored(t)]
+    factor = float(inv_scale) if factored else 1.0
+    for t in factored:
+        if not t._gradient.finite():
+            found_inf.fill_(1)
+        t._gradient.mul_(factor)
 
 
 @_handles(

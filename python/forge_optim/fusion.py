@@ -210,8 +210,8 @@ def _obstacle(module: nn.Module, cls: type[Fused]) -> str | None:
         return "a DTensor: FSDP2 gathers it for forward"
     if weight.dtype not in _DTYPES:
         return f"{weight.dtype}, not fp32 or bf16"
-    if weight.device.type != "cpu":
-        return f"on {weight.device.type}, not the CPU"
+    if not _C.has_kernels(weight.device.type):
+        return f"on {weight.device.type}, for which this library was built without kernels"
     return cls.obstacle(module)
 
 

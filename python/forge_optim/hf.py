@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from . import _C
 from .fusion import fuse
 from .optimizers import SGD, AdamW, FusedOptimizer, Schedule
 
@@ -72,9 +73,9 @@ def _their_kwargs(args: TrainingArguments, cls: type[FusedOptimizer]) -> dict[st
 def _check(args: TrainingArguments, schedule: str, options: dict[str, Any]) -> None:
     if "weight_decay" in options:
         raise ValueError("weight_decay: Trainer gives each group its own; set it in TrainingArguments")
-    if args.device.type != "cpu":
-        raise ValueError(f"Trainer would move the model to {args.device}, and weights are fused on the CPU; use "
-                         "TrainingArguments(use_cpu=True)")
+    if not _C.has_kernels(args.device.type):
+        raise ValueError(f"Trainer would move the model to {args.device}, for which this library was built without "
+                         "kernels; use TrainingArguments(use_cpu=True)")
     if schedule != "in_backward":
         return
     remedy = 'updates weights before Trainer could do so; use {}, or schedule="at_step"'

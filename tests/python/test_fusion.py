@@ -83,7 +83,7 @@ ROWS = {
     "fp64": (lambda: nn.Sequential(nn.Linear(3, 4).double()), "0.weight", "float64, not fp32 or bf16"),
     "fp16": (lambda: nn.Sequential(nn.Linear(3, 4).half()), "0.weight", "float16, not fp32 or bf16"),
     "bf16": (lambda: nn.Sequential(nn.Linear(3, 4).bfloat16()), "0.weight", None),
-    "meta": (lambda: nn.Sequential(nn.Linear(3, 4, device="meta")), "0.weight", "on meta, not the CPU"),
+    "meta": (lambda: nn.Sequential(nn.Linear(3, 4, device="meta")), "0.weight", "on meta, for which this library"),
     "attention's input": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", "no weight of a linear layer"),
     # It calls torch with the weight and not the layer, so that nothing would be recorded.
     "attention's output": (lambda: nn.MultiheadAttention(4, 2), "out_proj.weight", "MultiheadAttention"),
