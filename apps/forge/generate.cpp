@@ -18,7 +18,7 @@ namespace {
 at::Tensor next_scores(const Llama& model, const std::vector<std::int32_t>& ids) {
   const auto length = std::min<std::int64_t>(model.config().max_positions, static_cast<std::int64_t>(ids.size()));
   const std::vector<std::int64_t> window(ids.end() - length, ids.end());
-  return model.logits(at::tensor(window, at::kLong).unsqueeze(0)).select(0, 0).select(0, -1).to(at::kFloat);
+  return model.logits(at::tensor(window, at::kLong).unsqueeze(0)).select(0, 0).select(0, -1).to(at::kCPU, at::kFloat);
 }
 
 std::int64_t pick(const at::Tensor& scores, double temperature, at::Generator& random) {

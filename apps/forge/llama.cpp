@@ -44,7 +44,8 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 
 }  // namespace
 
-Llama::Llama(const LlamaConfig& config, at::ScalarType dtype, std::uint64_t seed) : config_(config), dtype_(dtype) {
+Llama::Llama(const LlamaConfig& config, at::ScalarType dtype, std::uint64_t seed, at::Device device)
+    : config_(config), dtype_(dtype), device_(device) {
   config.validate();
   at::Generator random = at::detail::createCPUGenerator(seed);
   embedding_ = matrix("model.embed_tokens.weight", config.vocab, config.hidden, random);
@@ -77,7 +78,7 @@ at::Tensor Llama::matrix(const std::string& name, std::int64_t out, std::int64_t
 at::Tensor Llama::norm(const std::string& name) { return add(name, at::ones({config_.hidden}, at::kFloat)); }
 
 at::Tensor Llama::add(const std::string& name, at::Tensor values) {
-  at::Tensor parameter = values.to(dtype_).set_requires_grad(true);
+  at::Tensor parameter = values.to(device_, dtype_).set_requires_grad(true);
   parameters_.push_back({name, parameter});
   return parameter;
 }
@@ -87,7 +88,7 @@ Llama::Rotation Llama::rotation(std::int64_t length) const {
   const at::Tensor frequency = 1.0 / at::pow(at::Scalar(config_.rope_theta), even / config_.head_dim);
   const at::Tensor half = at::outer(at::arange(length, at::kFloat), frequency);
   const at::Tensor angle = at::cat({half, half}, -1);
-  return {angle.cos().to(dtype_), angle.sin().to(dtype_)};
+  return {angle.cos().to(device_, dtype_), angle.sin().to(device_, dtype_)};
 }
 
 at::Tensor Llama::attention(const Layer& layer, const at::Tensor& x, const Rotation& rotation) const {
@@ -108,7 +109,7 @@ at::Tensor Llama::feed_forward(const Layer& layer, const at::Tensor& x) const {
 
 at::Tensor Llama::logits(const at::Tensor& ids) const {
   const Rotation turn = rotation(ids.size(1));
-  at::Tensor x = forge::embedding(ids, embedding_);
+  at::Tensor x = forge::embedding(ids.to(device_), embedding_);
   for (const Layer& layer : layers_) {
     x = x + attention(layer, rms_norm(x, layer.input_norm, config_.norm_eps), turn);
     x = x + feed_forward(layer, rms_norm(x, layer.post_norm, config_.norm_eps));
@@ -119,7 +120,7 @@ at::Tensor Llama::logits(const at::Tensor& ids) const {
 at::Tensor Llama::loss(const at::Tensor& windows) const {
   const std::int64_t seq = windows.size(1) - 1;
   const at::Tensor scores = logits(windows.narrow(1, 0, seq).contiguous());
-  return at::cross_entropy_loss(scores.flatten(0, 1).to(at::kFloat), windows.narrow(1, 1, seq).flatten());
+  return at::cross_entropy_loss(scores.flatten(0, 1).to(at::kFloat), windows.narrow(1, 1, seq).flatten().to(device_));
 }
 
 void Llama::load(const std::map<std::string, at::Tensor>& values) {

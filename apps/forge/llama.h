@@ -21,10 +21,10 @@ struct NamedTensor {
 // library can hold its gradient as an expression.
 class Llama {
  public:
-  // Matrices from a normal distribution of 0.02 drawn in fp32 in the parameters' order, norms 1.
-  Llama(const LlamaConfig& config, at::ScalarType dtype, std::uint64_t seed);
+  // Matrices from a normal distribution of 0.02 drawn in fp32 on the CPU in the parameters' order, norms 1.
+  Llama(const LlamaConfig& config, at::ScalarType dtype, std::uint64_t seed, at::Device device = at::kCPU);
 
-  // ids (B, S) int64 → (B, S, vocab) in the weights' dtype.
+  // ids (B, S) int64, on any device → (B, S, vocab) in the weights' dtype, on their device.
   at::Tensor logits(const at::Tensor& ids) const;
   // Mean cross-entropy in fp32 of each token of windows (B, S + 1) given those before it.
   at::Tensor loss(const at::Tensor& windows) const;
@@ -56,6 +56,7 @@ class Llama {
 
   LlamaConfig config_;
   at::ScalarType dtype_;
+  at::Device device_;
   std::vector<NamedTensor> parameters_;
   at::Tensor embedding_, final_norm_, head_;
   std::vector<Layer> layers_;

@@ -131,7 +131,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Name
   file.write(reinterpret_cast<const char*>(&length), sizeof length);
   file << header;
   for (const auto& [name, tensor] : tensors) {
-    const at::Tensor values = tensor.contiguous();
+    const at::Tensor values = tensor.detach().contiguous().to(at::kCPU);
     file.write(static_cast<const char*>(values.const_data_ptr()), static_cast<std::streamsize>(values.nbytes()));
   }
   file.close();

@@ -35,11 +35,11 @@ LlamaConfig check_plan(const TrainOptions& options) {
 Llama make_model(const TrainOptions& options, LlamaConfig config, const Corpus& corpus) {
   if (options.init.empty()) {
     config.vocab = corpus.vocab;
-    return Llama(config, options.dtype(), options.seed);
+    return Llama(config, options.dtype(), options.seed, options.device);
   }
   check(corpus.vocab <= config.vocab, "--tokenizer: its ", corpus.vocab, " pieces do not fit the ", config.vocab,
         " rows of --init's embedding; give the tokenizer that the model was trained with");
-  Llama model(config, options.dtype(), options.seed);
+  Llama model(config, options.dtype(), options.seed, options.device);
   model.load(read_weights(options.init));
   return model;
 }

@@ -9,6 +9,7 @@
 #include "apps/forge/update_flags.h"
 #include "forge/base/error.h"
 #include "forge/rules/registry.h"
+#include "forge/torch/device_kernels.h"
 
 namespace forge::app {
 namespace {
@@ -67,6 +68,7 @@ void add_loop_options(CLI::App& app, TrainOptions& o) {
                "epoch")
       ->group("Training");
   add("--seed", o.seed, "Seed of weights, order and sampling; the same seed gives the same bits");
+  add("--device", o.device, "Where weights and state are, and steps are computed: cpu, cuda, cuda:1, …");
   add("--threads", o.threads, "Threads (0: one a core)")->check(not_negative());
 }
 
@@ -197,6 +199,17 @@ void settle_rule(TrainOptions& o) {
   }
 }
 
+void check_device(const std::string& name) {
+  bool has = false;
+  try {
+    has = has_kernels(at::Device(name).type());
+  } catch (const c10::Error&) {
+    fail("--device ", name, ": there is no such device; give cpu or cuda");
+  }
+  check(has, "--device ", name,
+        ": this build has no kernels for it; give cpu, or build where nvcc and a CUDA build of ", "torch are");
+}
+
 }  // namespace
 
 void add_data_options(CLI::App& app, DataOptions& o) {
@@ -232,6 +245,7 @@ void settle(const CLI::App& app, TrainOptions& o) {
                      "the shape is that of --init; leave this flag or --init out");
   }
   settle_rule(o);
+  check_device(o.device);
   check(o.warmup.value_or(0) <= o.steps, "--warmup ", o.warmup.value_or(0), " is longer than --steps ", o.steps,
         "; give fewer");
   check(o.min_lr.value_or(0) <= o.lr, "--min-lr ", o.min_lr.value_or(0), " is above --lr ", o.lr, "; give less");

@@ -34,6 +34,7 @@ struct TrainOptions {
   RuleValues values;  // of the rule, as given
   Format weights = Format::fp32, state = Format::fp32;
   std::uint64_t seed = 0;
+  std::string device = "cpu";
   std::string prompt;
   SampleOptions sample;
   TrainerOptions trainer;
