@@ -64,7 +64,7 @@ MUTANTS = [
     ("halves", "half precision multiplied as bf16", MMA, "term.first.dtype == DType::bf16", "term.first.dtype != DType::f32"),
     # The fused update.
     ("tiles", "the gradient not scaled", ROW, "Columns::kLanes, scale, step", "Columns::kLanes, 1.f, step"),
-    ("tiles", "a row ahead of its place", TILES, "spot(row + kChainWarps));", "spot(row + kChainWarps + 1));"),
+    ("tiles", "a row ahead of its place", TILES, "end.load(row + kChainWarps);", "end.load(row + kChainWarps + 1);"),
     ("stored", "no mask on columns", STORED, "left < 0 ? 0 : left < kThreadColumns ? left : kThreadColumns", "left > 0 ? 4 : 0"),
     # The norm.
     ("stored", "a lane of every eighth column", TILES, "c += kNormLanes", "c += kNormLanes / 2"),

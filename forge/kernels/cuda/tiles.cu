@@ -36,7 +36,7 @@ template <class Rule, Format kWeight, Format kState>
 void launch_update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
                    const Launch& launch) {
   using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
-  UpdateArguments<Operation> arguments = {weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>(),
+  UpdateArguments<Operation> arguments = {{weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>()},
                                           chain_arguments(G, launch.numbers)};
   with_chain(G, launch, [&]<class Chain>() {
     launch_kernel(update_tiles<Chain, Operation>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);

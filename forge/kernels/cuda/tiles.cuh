@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "forge/kernels/cuda/row_operation.cuh"
 #include "forge/kernels/cuda/tile.cuh"
+#include "forge/kernels/cuda/tile_rows.cuh"
 #include "forge/kernels/norm_lanes.h"
 
 // What becomes of the tiles that a Chain makes: the fused kernel, and the same tiles stored or squared.
@@ -19,66 +19,46 @@ FORGE_DEVICE void fill_strip(const ChainArguments& G, int row, int col, float* s
   __syncthreads();
 }
 
-template <class Operation>
-struct UpdateArguments {
-  typename Operation::Arguments weight;
-  typename Operation::Step step;
+template <class End>
+struct TileArguments {
+  typename End::Arguments rows;
   ChainArguments G;
 };
+template <class Operation>
+using UpdateArguments = TileArguments<RowUpdate<Operation>>;
+using StoreArguments = TileArguments<RowStore>;
 
-// Blocks: tiles, (in, out). Rows of W and S are read one ahead of the row that is computed on.
+// A block's tile goes through the strip to `End`, each warp takes every eighth row. What End reads for a row is there a
+// row ahead.
+template <class Chain, class End>
+FORGE_DEVICE void make_and_take(const TileArguments<End>& arguments, float* shared) {
+  const ChainArguments& G = arguments.G;
+  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
+  fill_strip<Chain>(G, row0, col0, shared);
+  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
+  const End end(arguments.rows, G.numbers, G.scale, row0, col0 + col);
+  auto next = end.load(warp);
+  FORGE_NO_UNROLL
+  for (int row = warp; end.has(row); row += kChainWarps) {
+    auto loaded = next;
+    next = end.load(row + kChainWarps);
+    end.take(row, loaded, shared + strip_place(row, col));
+  }
+}
+
+// Blocks: tiles, (in, out).
 template <class Chain, class Operation>
 __global__ void __launch_bounds__(kChainThreads, kChainBlocks)
     update_tiles(FORGE_PARAMETER(UpdateArguments<Operation>) arguments) {
   FORGE_DYNAMIC_SHARED(float, shared);
-  const ChainArguments& G = arguments.G;
-  if (is_skipped(G.numbers)) return;
-  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
-  fill_strip<Chain>(G, row0, col0, shared);
-  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
-  const auto step = step_of(G.numbers, arguments.step);
-  const float scale = scale_of(G.numbers, G.scale);
-  auto spot = [&](int row) {
-    Spot at = arguments.weight.spot(row0 + row, col0 + col);
-    if (row >= kTile) at.valid = 0;
-    return at;
-  };
-  auto next = Operation::load(arguments.weight, spot(warp));
-  FORGE_NO_UNROLL
-  for (int row = warp; row < kTile && row0 + row < G.out; row += kChainWarps) {
-    auto loaded = next;
-    next = Operation::load(arguments.weight, spot(row + kChainWarps));
-    float4 four = *reinterpret_cast<const float4*>(shared + strip_place(row, col));
-    const float g[kThreadColumns] = {four.x, four.y, four.z, four.w};
-    Operation::update(arguments.weight, step, spot(row), loaded, g, scale);
-  }
+  if (is_skipped(arguments.G.numbers)) return;
+  make_and_take<Chain>(arguments, shared);
 }
-
-struct StoreArguments {
-  WeightArguments<1> D;  // fp32 or bf16
-  ChainArguments G;
-};
 
 template <class Chain>
 __global__ void __launch_bounds__(kChainThreads, kChainBlocks) store_tiles(FORGE_PARAMETER(StoreArguments) arguments) {
   FORGE_DYNAMIC_SHARED(float, shared);
-  const ChainArguments& G = arguments.G;
-  const int row0 = static_cast<int>(blockIdx.y) * kTile, col0 = static_cast<int>(blockIdx.x) * kTile;
-  fill_strip<Chain>(G, row0, col0, shared);
-  const int warp = static_cast<int>(threadIdx.x / 32), col = static_cast<int>(threadIdx.x % 32) * kThreadColumns;
-  const float scale = scale_of(G.numbers, G.scale);
-  const StoredArguments& D = arguments.D.matrices[0];
-  FORGE_NO_UNROLL
-  for (int row = warp; row < kTile; row += kChainWarps) {
-    float x[kThreadColumns];
-    Columns::each([&](int i) { x[i] = scale * shared[strip_place(row, col + i)]; });
-    // The two formats of a gradient; both round to nearest.
-    Spot at = arguments.D.spot(row0 + row, col0 + col);
-    if (D.format == Format::fp32)
-      store_raw<Fixed<Format::fp32>>(D, at, encode<Fixed<Format::fp32>, Sign::any>(D, x));
-    else
-      store_raw<Fixed<Format::bf16>>(D, at, encode<Fixed<Format::bf16>, Sign::any>(D, x));
-  }
+  make_and_take<Chain>(arguments, shared);
 }
 
 struct NormArguments {
