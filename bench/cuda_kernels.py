@@ -39,10 +39,11 @@ def compiler_release():
     return re.search(r"release ([\d.]+)", text).group(1)
 
 
-def fused_instances():
-    """(rule, weight format, format of the moments) of each fused kernel, as instances.h lists them."""
+def fused_instances(which="for_each_fused"):
+    """(rule, weight format, format of the moments) of each fused kernel, as a list of instances.h has them."""
     text = (SOURCES / "instances.h").read_text(encoding="utf-8")
-    rules = re.findall(r"operator\(\)<rules::(\w+)>", text)
+    listed = re.search(rf"void {which}\(F&& f\) {{(.*?)\n}}", text, re.DOTALL).group(1)
+    rules = re.findall(r"for_each_storage<rules::(\w+)>", listed)
     storages = re.findall(r"operator\(\)<Rule, Format::(\w+), Format::(\w+)>", text)
     return [(rule, *storage) for rule in rules for storage in storages]
 
@@ -59,15 +60,23 @@ def chosen_instances(architecture):
     return [("FfmaChain", *one) for one in chosen] + [("MmaChain", *one) for one in on_tensor_cores]
 
 
+def instances_on_hopper(architecture):
+    """The same of Hopper's own kernels, which for other architectures are empty."""
+    return fused_instances("for_each_fused_on_hopper") if architecture == "sm_90a" else []
+
+
+def operation_of(rule, weight, state):
+    return f"RowOperation<rules::{rule}, Fixed<Format::{weight}>, Fixed<Format::{state}>>"
+
+
 def source_of(architecture):
-    instances = chosen_instances(architecture)
     lines = [
-        *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in ("ffma", "mma", "tiles", "update_rows")),
+        *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in ("ffma", "hopper", "mma", "tiles", "update_rows")),
         "using namespace forge;",
         "using namespace forge::cuda;",
     ]
-    for chain, rule, weight, state in instances:
-        operation = f"RowOperation<rules::{rule}, Fixed<Format::{weight}>, Fixed<Format::{state}>>"
+    for chain, *one in chosen_instances(architecture):
+        operation = operation_of(*one)
         lines.append(
             f"template __global__ void forge::cuda::update_tiles<{chain}, {operation}>"
             f"(FORGE_PARAMETER(UpdateArguments<{operation}>));"
@@ -75,6 +84,12 @@ def source_of(architecture):
     for chain in CHAINS:
         for kernel, arguments in (("store_tiles", "StoreArguments"), ("square_rows", "NormArguments")):
             lines.append(f"template __global__ void forge::cuda::{kernel}<{chain}>(FORGE_PARAMETER({arguments}));")
+    for one in instances_on_hopper(architecture):
+        operation = operation_of(*one)
+        lines.append(
+            f"template __global__ void forge::cuda::update_tiles_on_hopper<{operation}>"
+            f"(FORGE_PARAMETER(HopperArguments<RowUpdate<{operation}>>));"
+        )
     # Fed from memory, one rule stands for all: what is long is the formats, which are chosen when it runs.
     rule = f"rules::{fused_instances()[0][0]}"
     lines.append(
@@ -119,6 +134,8 @@ def count_instructions(sass):
             "fused_multiply_adds": kinds["FFMA"],
             "tensor_products": kinds["HMMA"],
             "matrix_loads": kinds["LDSM"],
+            "warpgroup_products": kinds["HGMMA"],
+            "tensor_map_loads": kinds["UTMALDG"],
             "local_accesses": kinds["LDL"] + kinds["STL"],
             "loads_of_128_bits": sum(word.startswith("LDG.") and ".128" in word for word in words),
             "stores_of_128_bits": sum(word.startswith("STG.") and ".128" in word for word in words),
@@ -127,7 +144,8 @@ def count_instructions(sass):
 
 
 def compile_kernels(architecture, folder):
-    """What the compiler says of each kernel for an architecture; warnings are errors."""
+    """What the compiler says of each kernel for an architecture. Warnings are errors, and so is what it says where it
+    has products of a warpgroup wait for each other."""
     folder = Path(folder)
     source, built = folder / f"kernels_{architecture}.cu", folder / f"kernels_{architecture}.o"
     source.write_text(source_of(architecture), encoding="utf-8")
@@ -138,7 +156,7 @@ def compile_kernels(architecture, folder):
         command = ["ccache", *command]
     done = subprocess.run(command, capture_output=True, text=True)
     log = done.stdout + done.stderr
-    if done.returncode != 0 or "warning" in log:
+    if done.returncode != 0 or "warning" in log or "Performance Loss" in log:
         raise RuntimeError(log)
     kernels = read_ptxas(log)
     sass = subprocess.run([find_tool("cuobjdump"), "-sass", str(built)], check=True, capture_output=True, text=True)

@@ -31,7 +31,11 @@ def compiled(request):
 
 
 def is_tile_kernel(name):
-    return name.startswith(("update_tiles", "store_tiles"))
+    return name.startswith(("update_tiles<", "store_tiles<"))
+
+
+def is_on_hopper(name):
+    return "_on_hopper" in name
 
 
 @needs_compiler
@@ -39,7 +43,10 @@ def test_every_instance_is_there(compiled):
     architecture, kernels = compiled
     instances = cuda_kernels.chosen_instances(architecture)
     expected = {f"update_tiles<{', '.join((cuda_kernels.CHAINS[chain], *one))}>" for chain, *one in instances}
-    assert expected == {name for name in kernels if name.startswith("update_tiles")}
+    assert expected == {name for name in kernels if name.startswith("update_tiles<")}
+    on_hopper = cuda_kernels.instances_on_hopper(architecture)
+    expected = {f"update_tiles_on_hopper<{', '.join(one)}>" for one in on_hopper} | {"store_tiles_on_hopper"}
+    assert expected == {name for name in kernels if is_on_hopper(name)}
     others = {f"{kernel}<{chain}>" for kernel in ("store_tiles", "square_rows") for chain in ("ffma", "mma")}
     assert others | {"add_rows_sums", "update_rows<AdamW>"} <= set(kernels)
 
@@ -72,20 +79,43 @@ def test_a_stage_is_unrolled(compiled):
             assert numbers["tensor_products"] == 2 * 2 * 16 and numbers["matrix_loads"] == 2 * 2 * 6, name
 
 
+def matrices_in_fp32(rule, weight, state):
+    return (weight == "fp32") + (state == "fp32") * {"AdamW": 2, "SgdMomentum": 1, "Lion": 1}[rule]
+
+
 @needs_compiler
 def test_fp32_is_moved_in_fours(compiled):
     """Each matrix in fp32 is loaded before the first row and one row ahead, and stored; the gradient's operands are
     loaded as store_tiles loads them."""
     _, kernels = compiled
     of_gradient = {chain: kernels[f"store_tiles<{chain}>"]["loads_of_128_bits"] for chain in ("ffma", "mma")}
-    moments = {"AdamW": 2, "SgdMomentum": 1, "Lion": 1}
     for name, numbers in kernels.items():
-        if not name.startswith("update_tiles"):
+        if not name.startswith("update_tiles<"):
             continue
         chain, rule, weight, state = name[len("update_tiles<") : -1].split(", ")
-        matrices = (weight == "fp32") + (state == "fp32") * moments[rule]
+        matrices = matrices_in_fp32(rule, weight, state)
         assert numbers["loads_of_128_bits"] == of_gradient[chain] + 2 * matrices, name
         assert numbers["stores_of_128_bits"] == matrices, name
+
+
+@needs_compiler
+def test_kernels_on_hopper_are_as_they_are_written(compiled):
+    """65,536 registers for 384 threads, which share them out when they run. A stage is four products of 16 tokens for
+    each half of the tile, and four boxes; two rows of each matrix in fp32 are loaded ahead of the first, and two and
+    stored in the loop. For other architectures they stop."""
+    architecture, kernels = compiled
+    for name, numbers in kernels.items():
+        if not is_on_hopper(name):
+            continue
+        if architecture != "sm_90a":
+            assert numbers["instructions"] < 20 and numbers["warpgroup_products"] == 0, name
+            continue
+        assert numbers["registers"] * 384 <= 65536, name
+        assert numbers["warpgroup_products"] == 8 and numbers["tensor_map_loads"] == 4, name
+        if name.startswith("update_tiles_on_hopper<"):
+            matrices = matrices_in_fp32(*name[len("update_tiles_on_hopper<") : -1].split(", "))
+            assert numbers["loads_of_128_bits"] == 4 * matrices, name
+            assert numbers["stores_of_128_bits"] == 2 * matrices, name
 
 
 @needs_compiler
@@ -114,8 +144,10 @@ SASS = """\tFunction : _Z1kPf
         /*0040*/                   FFMA R5, R4, R4, R5 ;
         /*0050*/                   LDSM.16.MT88.4 R4, [R1] ;
         /*0060*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
-        /*0070*/                   EXIT ;
-        /*0080*/                   NOP;
+        /*0070*/                   UTMALDG.2D [UR8], [UR4] ;
+        /*0080*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8].tnspA.tnspB, R24, gsb0 ;
+        /*0090*/                   EXIT ;
+        /*00a0*/                   NOP;
 """
 
 
@@ -123,10 +155,12 @@ def test_spills_and_local_memory_are_read():
     assert cuda_kernels.read_ptxas(PTXAS) == {"_Z1kPf": {"registers": 128, "stack_bytes": 8, "spilled_bytes": 16}}
     assert cuda_kernels.count_instructions(SASS) == {
         "_Z1kPf": {
-            "instructions": 8,
+            "instructions": 10,
             "fused_multiply_adds": 1,
             "tensor_products": 1,
             "matrix_loads": 1,
+            "warpgroup_products": 1,
+            "tensor_map_loads": 1,
             "local_accesses": 1,
             "loads_of_128_bits": 1,
             "stores_of_128_bits": 1,
@@ -138,3 +172,5 @@ def test_the_list_of_instances_is_read():
     instances = cuda_kernels.fused_instances()
     assert ("AdamW", "bf16_stochastic", "int8") in instances
     assert len(instances) == len(set(instances)) == 15
+    on_hopper = cuda_kernels.fused_instances("for_each_fused_on_hopper")
+    assert len(on_hopper) == 5 and set(on_hopper) <= set(instances)

@@ -56,17 +56,22 @@ void __stcs(T* p, T value) {
 }
 inline void __syncthreads() { forge::emulator::barrier_sync(0, static_cast<int>(forge::emulator::block_dim.x)); }
 inline void __syncwarp() { forge::emulator::warp_sync(); }
+inline std::uint32_t __shfl_sync(unsigned, std::uint32_t value, int lane) {
+  return forge::emulator::warp_shuffle(value, lane);
+}
 inline std::uint32_t __shfl_xor_sync(unsigned, std::uint32_t value, int lanes) {
   return forge::emulator::warp_shuffle(value, static_cast<int>(forge::emulator::thread_idx.x % 32) ^ lanes);
 }
 
 namespace forge::emulator {
 
-// How kernels are run, and what became of them since this was last set.
+// How kernels are run, by what device, and what became of them since this was last set.
 struct Session {
   Schedule schedule;
   Outcome outcome;
   int launches = 0;
+  int capability = 90;
+  int multiprocessors = 3;
 };
 inline Session session;
 
@@ -89,10 +94,55 @@ inline void mma_fp16(float* d, const std::uint32_t* a, const std::uint32_t* b) {
   emulator::mma_m16n8k16(d, a, b, false);
 }
 
+using emulator::barrier_arrive;
+using emulator::barrier_sync;
+template <int kRegisters>
+void increase_registers() {
+  emulator::set_max_registers(kRegisters);
+}
+template <int kRegisters>
+void decrease_registers() {
+  emulator::set_max_registers(kRegisters);
+}
+
+using emulator::mbarrier_arrive;
+using emulator::mbarrier_arrive_expect_tx;
+using emulator::mbarrier_init;
+using emulator::mbarrier_init_fence;
+using emulator::mbarrier_wait_parity;
+
+using emulator::TensorMap;
+inline TensorMap encode_tensor_map(const void* data, std::int64_t rows, std::int64_t cols, std::int64_t stride_bytes,
+                                   std::uint32_t box_rows, std::uint32_t box_cols) {
+  auto unsign = [](std::int64_t n) { return static_cast<std::uint64_t>(n); };
+  return emulator::encode_tensor_map(
+      {data, unsign(cols), unsign(rows), unsign(stride_bytes), box_cols, box_rows, emulator::Swizzle::b128});
+}
+using emulator::tma_load_2d;
+
+using emulator::shared_address;
+using emulator::wgmma_commit;
+using emulator::wgmma_fence;
+template <int kPending>
+void wgmma_wait() {
+  emulator::wgmma_wait(kPending);
+}
+template <int n>
+void wgmma_registers(float (&)[n]) {}
+inline void wgmma_m64n128k16_bf16(float (&d)[64], std::uint64_t a, std::uint64_t b, bool accumulate) {
+  emulator::wgmma_mn_major(d, 128, a, b, accumulate);
+}
+
+struct DeviceFacts {
+  int capability;
+  int multiprocessors;
+};
+inline DeviceFacts device_facts() { return {emulator::session.capability, emulator::session.multiprocessors}; }
+
 template <class Parameter>
 void launch_kernel(void (*kernel)(const Parameter&), dim3 grid, unsigned threads, std::size_t shared_bytes, void*,
                    const Parameter& parameter) {
-  auto& [schedule, outcome, launches] = emulator::session;
+  auto& [schedule, outcome, launches, capability, multiprocessors] = emulator::session;
   ++launches;
   emulator::Outcome now = emulator::launch(grid, {threads}, shared_bytes, schedule, [&] { kernel(parameter); });
   ++schedule.seed;

@@ -26,6 +26,23 @@ inline void check_launch(cudaError_t error) {
   check(error == cudaSuccess, "CUDA refuses a kernel: ", cudaGetErrorString(error));
 }
 
+// The device that the host's thread has chosen.
+struct DeviceFacts {
+  int capability;  // 90 for 9.0
+  int multiprocessors;
+};
+inline DeviceFacts device_facts() {
+  int device = 0;
+  check_launch(cudaGetDevice(&device));
+  auto fact = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check_launch(cudaDeviceGetAttribute(&value, which, device));
+    return value;
+  };
+  return {10 * fact(cudaDevAttrComputeCapabilityMajor) + fact(cudaDevAttrComputeCapabilityMinor),
+          fact(cudaDevAttrMultiProcessorCount)};
+}
+
 // stream: a cudaStream_t. Throws Error where the driver refuses the launch.
 template <class Parameter>
 void launch_kernel(void (*kernel)(const Parameter), dim3 grid, unsigned threads, std::size_t shared_bytes, void* stream,

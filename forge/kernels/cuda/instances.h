@@ -8,22 +8,31 @@
 
 namespace forge::cuda {
 
-// What has a fused kernel: a kernel holds a product, a rule and the formats of its weight and moments, so this is the
-// one list that decides how many there are. Everything else is materialize and update_rows. The storage pairs: single
-// precision; bf16 weights as most train them; with 16 or 8 more bits of the weight; and with moments of 8 bits.
-// Calls f.template operator()<Rule, weight format, format of the moments>() for each.
+// What has a fused kernel: a kernel holds a product, a rule and the formats of its weight and moments, so these are the
+// lists that decide how many there are. Everything else is materialize and update_rows.
+
+// The storage pairs: single precision; bf16 weights as most train them; with 16 or 8 more bits of the weight; and with
+// moments of 8 bits. Calls f.template operator()<Rule, weight format, format of the moments>() for each.
+template <class Rule, class F>
+void for_each_storage(F&& f) {
+  f.template operator()<Rule, Format::fp32, Format::fp32>();
+  f.template operator()<Rule, Format::bf16_stochastic, Format::fp32>();
+  f.template operator()<Rule, Format::bf16_plus16, Format::fp32>();
+  f.template operator()<Rule, Format::bf16_plus8, Format::fp32>();
+  f.template operator()<Rule, Format::bf16_stochastic, Format::int8>();
+}
+
 template <class F>
 void for_each_fused(F&& f) {
-  auto with_storages = [&]<class Rule>() {
-    f.template operator()<Rule, Format::fp32, Format::fp32>();
-    f.template operator()<Rule, Format::bf16_stochastic, Format::fp32>();
-    f.template operator()<Rule, Format::bf16_plus16, Format::fp32>();
-    f.template operator()<Rule, Format::bf16_plus8, Format::fp32>();
-    f.template operator()<Rule, Format::bf16_stochastic, Format::int8>();
-  };
-  with_storages.template operator()<rules::AdamW>();
-  with_storages.template operator()<rules::SgdMomentum>();
-  with_storages.template operator()<rules::Lion>();
+  for_each_storage<rules::AdamW>(f);
+  for_each_storage<rules::SgdMomentum>(f);
+  for_each_storage<rules::Lion>(f);
+}
+
+// With Hopper's own product (hopper.h).
+template <class F>
+void for_each_fused_on_hopper(F&& f) {
+  for_each_storage<rules::AdamW>(f);
 }
 
 template <class Rule, Format kWeight, Format kState>

@@ -31,12 +31,6 @@ std::vector<GradientSpec> specs() {
            {{dense, 0, 2, bf16}, {outer, 40, 1, bf16, bf16}, {outer, 70, 1, f16, f16}, {dense, 0, 1, DType::f32}}}};
 }
 
-// Small whole numbers, of which every order of sums gives the same.
-struct Whole {
-  Random& random;
-  float operator()() const { return static_cast<float>(random.below(9)) - 4; }
-};
-
 // Calls f(shape, expression, turn), its operands aligned in every second turn.
 template <class F>
 void for_each_whole_gradient(F&& f) {
@@ -44,7 +38,7 @@ void for_each_whole_gradient(F&& f) {
   std::size_t turn = 0;
   for (const GradientSpec& spec : specs())
     for (Shape shape : kShapes) {
-      Gradient g(shape, spec, random, Whole{random});
+      Gradient g(shape, spec, random, whole_numbers(random));
       SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", turn " << turn);
       ASSERT_TRUE(cuda::can_multiply_halves(g.expression()));
       Aligned copy(g.expression());
@@ -52,15 +46,6 @@ void for_each_whole_gradient(F&& f) {
       f(shape, aligned ? copy.expression() : g.expression(), turn);
       ++turn;
     }
-}
-
-// The bits of ref but for the sign of zeros, which the hardware's sums do not say.
-::testing::AssertionResult same_values(const Buffer& a, const Buffer& b) {
-  std::vector<float> x = a.numbers(), y = b.numbers();
-  for (std::size_t i = 0; i < x.size(); ++i)
-    if (x[i] != y[i]) return ::testing::AssertionFailure() << "element " << i << " is " << y[i] << ", not " << x[i];
-  if (!b.canaries_live()) return ::testing::AssertionFailure() << "written beside the matrix";
-  return ::testing::AssertionSuccess();
 }
 
 TEST(Mma, MaterializesWholeNumbersAsRef) {

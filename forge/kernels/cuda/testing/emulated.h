@@ -76,11 +76,28 @@ class Aligned {
   std::vector<Term> terms_;
 };
 
-// Contract 1 in every instance, between the kernels and without ref between them.
+// The numbers of ref, canaries too, but for the sign of zeros, which the hardware's sums do not say.
+inline ::testing::AssertionResult same_values(const Buffer& a, const Buffer& b) {
+  std::vector<float> x = a.numbers(), y = b.numbers();
+  for (std::size_t i = 0; i < x.size(); ++i)
+    if (x[i] != y[i]) return ::testing::AssertionFailure() << "element " << i << " is " << y[i] << ", not " << x[i];
+  if (!b.canaries_live()) return ::testing::AssertionFailure() << "written beside the matrix";
+  return ::testing::AssertionSuccess();
+}
+
+// Small whole numbers, of which every order of sums gives the same.
 template <class Random>
-void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch& launch, Random& random) {
+auto whole_numbers(Random& random) {
+  return [&random] { return static_cast<float>(random.below(9)) - 4; };
+}
+
+// Contract 1 in every instance, between kernels and without ref between them: update(weight, G, rule), and
+// materialize(D, G) with update_rows.
+template <class Random, class Update, class Materialize>
+void expect_fused_equals_two_phase(const std::vector<Instance>& all, const GradientSpec& spec, Random& random,
+                                   Update&& update, Materialize&& materialize) {
   constexpr Shape kShape = {140, 150};
-  for (const Instance& instance : instances()) {
+  for (const Instance& instance : all) {
     SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
     Gradient g(kShape, spec, random);
     Weight fused(kShape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
@@ -88,13 +105,22 @@ void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch&
     Buffer D(kShape.out, kShape.in, DType::f32, 0);
     std::vector<Stored> moments = two_phase.moments();
     emulate(3, [&] {
-      cuda::update(fused.W.view(), fused.moments(), g.expression(), instance.rule, launch);
-      cuda::materialize(D.view(), g.expression(), launch);
+      update(fused, g.expression(), instance.rule);
+      materialize(D.view(), g.expression());
       cuda::WeightInMemory one = {two_phase.W.view(), moments, Dense{D.view()}};
       cuda::update_rows({&one, 1}, instance.rule, {});
     });
     ASSERT_TRUE(same_bits(fused, two_phase));
   }
+}
+template <class Random>
+void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch& launch, Random& random) {
+  expect_fused_equals_two_phase(
+      instances(), spec, random,
+      [&](Weight& weight, const Expression& G, const RuleStep& rule) {
+        cuda::update(weight.W.view(), weight.moments(), G, rule, launch);
+      },
+      [&](const Matrix& D, const Expression& G) { cuda::materialize(D, G, launch); });
 }
 
 }  // namespace forge::testing
