@@ -12,7 +12,7 @@ BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release")).resolve(
 CORE = BUILD / "libforge_core.a"
 KERNELS = Path("forge/kernels/cuda")
 MACHINE = ["barriers", "cp_async", "mma", "scheduler", "shared_memory", "tma", "wgmma"]
-OBJECTS = ["tiles", "stored", "rows"]
+OBJECTS = ["tiles", "stored", "rows", "hopper"]
 # What of an object is run: its name, or this.
 RUNS = {"halves": "tiles"}
 PARTS = [*OBJECTS, *RUNS]
@@ -22,10 +22,15 @@ EMULATED = [*FLAGS, '-DFORGE_EMULATE="tests/emulator/twins.h"']
 # Read once: what the kernels include is most of what there is to compile.
 PREFIX = ["forge/formats/list.h", "forge/formats/philox.h", "forge/gradient/terms.h", "forge/rules/list.h"]
 
-TILE, FFMA, MMA, TILES, ARGUMENTS = "tile.cuh", "ffma.cuh", "mma.cuh", "tiles.cuh", "arguments.cu"
+TILE, FFMA, MMA, TILES, ARGUMENTS, HOPPER = "tile.cuh", "ffma.cuh", "mma.cuh", "tiles.cuh", "arguments.cu", "hopper.cuh"
 STORED, COLUMNS, ROW, ROWS, NUMBERS = "stored.cuh", "columns.cuh", "row_operation.cuh", "update_rows.cuh", "numbers.cuh"
 
 LEFT = "  __syncthreads();  // everyone has left what shared memory held before\n"
+
+LAST = "    ring.release(turn * tiles.steps + tiles.steps - 1);\n"
+MULTIPLY = "    multiply(ring, turn * tiles.steps, tiles.steps, g);\n"
+TURN = "    if (tile + static_cast<int>(gridDim.x) < tiles.count()) barrier_arrive(kMultiply + 1 - group, kBoth);\n"
+FOUR = "g[4 * i + 2 * half], g[4 * i + 2 * half + 1]"
 
 # ruff: noqa: E501
 # Part, what is wrong, file, text that stands there once, what stands there instead.
@@ -71,6 +76,36 @@ MUTANTS = [
     ("stored", "lanes added from the near end", TILES,
      "for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)", "for (int lanes = 1; lanes < kNormLanes; lanes *= 2)"),
     ("stored", "the gradient not scaled", TILES, "double g = scale * shared", "double g = shared"),
+    # Hopper: the ring of stages.
+    ("hopper", "loads begin with the other parity", HOPPER, "empty + step % kStages, parity(step) ^ 1", "empty + step % kStages, parity(step)"),
+    ("hopper", "each tile begins with the first stage", HOPPER, "multiply(ring, turn * tiles.steps,", "multiply(ring, 0,"),
+    ("hopper", "half of a stage announced", HOPPER, "expect_tx(full, kStageBytes)", "expect_tx(full, kStageBytes / 2)"),
+    ("hopper", "barriers used before they are there", HOPPER, "ring.init();\n  __syncthreads();", "ring.init();"),
+    ("hopper", "barriers that TMA does not know", HOPPER, "    mbarrier_init_fence();\n", ""),
+    ("hopper", "a stage released that is multiplied", HOPPER, "      wgmma_wait<1>();\n", ""),
+    ("hopper", "the last stage released too early", HOPPER, "    wgmma_wait<0>();\n" + LAST, LAST + "    wgmma_wait<0>();\n"),
+    ("hopper", "the last stage kept", HOPPER, LAST, ""),
+    ("hopper", "a stage released by one warp", HOPPER, "mbarrier_init(empty + i, kGroupWarps)", "mbarrier_init(empty + i, 1)"),
+    # Hopper: operands and products.
+    ("hopper", "the same tokens of X in every stage", HOPPER, "col + box * kBox, k * kStageTokens", "col + box * kBox, 0"),
+    ("hopper", "another swizzle", HOPPER, "std::uint64_t{1} << 62", "std::uint64_t{2} << 62"),
+    ("hopper", "distances of tokens and boxes exchanged", HOPPER, "kEightTokens << 32 | kNextBox << 16", "kEightTokens << 16 | kNextBox << 32"),
+    ("hopper", "both halves from the first box", HOPPER, "dY + box * kBoxBytes / 16 + from", "dY + from"),
+    ("hopper", "only the last product of a tile's first stage", HOPPER, "k + token > 0", "k > 0"),
+    ("hopper", "no fence before products", HOPPER, "    wgmma_fence();\n", ""),
+    ("hopper", "products never committed", HOPPER, "    wgmma_commit();\n", ""),
+    ("hopper", "fragments read before they are there", HOPPER, "wgmma_wait<0>", "wgmma_wait<1>"),
+    # Hopper: turns, tiles, fragments, strips.
+    ("hopper", "the other's turn before one's own products", HOPPER, MULTIPLY + TURN, TURN + MULTIPLY),
+    ("hopper", "nobody begins", HOPPER, "if (group == 1) barrier_arrive", "if (group == 2) barrier_arrive"),
+    ("hopper", "a group of tiles as high as others", HOPPER, "within % height", "within % kGroup"),
+    ("hopper", "halves of fragments exchanged", HOPPER, FOUR, "g[4 * i + 2 - 2 * half], g[4 * i + 3 - 2 * half]"),
+    ("hopper", "fours read where they are not", HOPPER, "four_place(r + ahead, lane)", "four_place((r + ahead) % 2, lane)"),
+    ("hopper", "rows of another warp", HOPPER, "n / 16 * 64 + warp * 16", "n / 16 * 16 + warp * 32"),
+    ("hopper", "a row ahead of its place", HOPPER, "row_of_warp(n + kRowsAhead)", "row_of_warp(n + 1)"),
+    ("hopper", "a strip written that is still read", HOPPER, "    __syncwarp();  // everyone has left the rows before\n", ""),
+    ("hopper", "a strip read before it is written", HOPPER, "    __syncwarp();\n    FORGE_NO_UNROLL", "    FORGE_NO_UNROLL"),
+    ("hopper", "both groups have the same strips", HOPPER, "(threadIdx.x / 32) - kGroupWarps", "(threadIdx.x / 32) % kGroupWarps"),
     # Storage and noise.
     ("stored", "no mask on rows", STORED, "row < rows ? cols - col : 0", "cols - col"),
     ("rows", "fours taken where there are none", STORED, "layout.rest_bytes)};", "layout.rest_bytes) || true};"),

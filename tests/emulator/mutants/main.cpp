@@ -47,7 +47,7 @@ bool halves_are_right(std::uint64_t seed) {
                         {TermSpec::dense, 0, 2},
                         {TermSpec::outer, 21, 1, DType::bf16, DType::bf16}},
                        0.5f};
-  Gradient g({134, 137}, spec, random, [&] { return static_cast<float>(random.below(9)) - 4; });
+  Gradient g({134, 137}, spec, random, whole_numbers(random));
   Aligned aligned(g.expression());
   const Expression G = seed % 3 ? aligned.expression() : g.expression();
   Weight expected = padded_weight({134, 137}, {Format::bf16_stochastic, Format::int8}, kRule.rule(), 1,
@@ -56,6 +56,28 @@ bool halves_are_right(std::uint64_t seed) {
   run_update(reference(), expected, G, kRule);
   launch_halves(emulated.W.view(), emulated.moments(), G, kRule);
   return static_cast<bool>(same_bits(expected, emulated));
+}
+
+// Hopper's kernel, from whole numbers: tiles of many stages and of one, more of them than blocks. Moments whose format
+// wants no shuffle, which would keep the threads of a warp together.
+bool hopper_is_right(std::uint64_t seed) {
+  struct Case {
+    Shape shape;
+    std::int64_t tokens;
+    unsigned blocks;
+  };
+  Random random(static_cast<unsigned>(seed));
+  for (const Case& one : {Case{{260, 300}, 300, 2}, Case{{134, 500}, 40, 1}}) {
+    GradientSpec spec = {"bf16", {{TermSpec::outer, one.tokens, 1, DType::bf16, DType::bf16}}, 0.5f};
+    Gradient g(one.shape, spec, random, whole_numbers(random));
+    Weight expected = padded_weight(one.shape, {Format::bf16_stochastic, Format::fp32}, kRule.rule(), 1,
+                                    [&] { return random.uniform(-1, 1); });
+    Weight emulated = expected;
+    run_update(reference(), expected, g.expression(), kRule);
+    launch_on_hopper(emulated.W.view(), emulated.moments(), Aligned(g.expression()).expression(), kRule, one.blocks);
+    if (!same_bits(expected, emulated)) return false;
+  }
+  return true;
 }
 
 // Numbers of many magnitudes, whose sums are rounded; and products that are all -0 in places, where a chain ends as -0.
@@ -117,6 +139,7 @@ bool rows_are_right(std::uint64_t seed) {
 int look(const std::string& part) {
   auto is_right = part == "tiles"    ? tiles_are_right
                   : part == "halves" ? halves_are_right
+                  : part == "hopper" ? hopper_is_right
                   : part == "stored" ? stored_is_right
                                      : rows_are_right;
   for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {

@@ -6,6 +6,7 @@
 
 #include "forge/base/executor.h"
 #include "forge/kernels/cuda/launch.h"
+#include "forge/kernels/cuda/testing/aligned.h"
 #include "forge/kernels/cuda/testing/instances.h"
 #include "forge/kernels/testing/harness.h"
 #include "tests/emulator/twins.h"
@@ -48,34 +49,6 @@ Weight padded_weight(Shape shape, Storage storage, const RuleInfo& rule, std::in
   return weight;
 }
 
-// A gradient whose operands' columns come in 16 bytes, as a thread takes them: a copy of each, rows 8 columns and more
-// apart.
-class Aligned {
- public:
-  explicit Aligned(const Expression& G) : G_(G) {
-    buffers_.reserve(2 * G.terms.size());  // views of them are kept
-    for (const Term& term : G.terms) {
-      terms_.push_back(term);
-      if (auto* t = std::get_if<Outer>(&terms_.back())) t->dY = copy(t->dY), t->X = copy(t->X);
-      if (auto* t = std::get_if<Rows>(&terms_.back())) t->values = copy(t->values);
-      if (auto* t = std::get_if<Dense>(&terms_.back())) t->D = copy(t->D);
-    }
-    G_.terms = terms_;
-  }
-  const Expression& expression() const { return G_; }
-
- private:
-  ConstMatrix copy(const ConstMatrix& m) {
-    Buffer& to = buffers_.emplace_back(m.rows, m.cols, m.dtype, 8 - m.cols % 8);
-    for (std::int64_t r = 0; r < m.rows; ++r)
-      for (std::int64_t c = 0; c < m.cols; ++c) to.set(r, c, number(m, r, c));
-    return to.view();
-  }
-  Expression G_;
-  std::vector<Buffer> buffers_;
-  std::vector<Term> terms_;
-};
-
 // The numbers of ref, canaries too, but for the sign of zeros, which the hardware's sums do not say.
 inline ::testing::AssertionResult same_values(const Buffer& a, const Buffer& b) {
   std::vector<float> x = a.numbers(), y = b.numbers();
@@ -83,12 +56,6 @@ inline ::testing::AssertionResult same_values(const Buffer& a, const Buffer& b) 
     if (x[i] != y[i]) return ::testing::AssertionFailure() << "element " << i << " is " << y[i] << ", not " << x[i];
   if (!b.canaries_live()) return ::testing::AssertionFailure() << "written beside the matrix";
   return ::testing::AssertionSuccess();
-}
-
-// Small whole numbers, of which every order of sums gives the same.
-template <class Random>
-auto whole_numbers(Random& random) {
-  return [&random] { return static_cast<float>(random.below(9)) - 4; };
 }
 
 // Contract 1 in every instance, between kernels and without ref between them: update(weight, G, rule), and
