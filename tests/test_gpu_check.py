@@ -40,6 +40,15 @@ def test_gradients_are_close_to_float64():
     assert all(0 < row["relative_error"] <= row["bound"] for row in rows)
 
 
+def test_hoppers_own_kernels_are_right():
+    code, rows = rows_of("hopper")
+    gradients, checks = [r for r in rows if "bound" in r], [r for r in rows if "check" in r]
+    assert code == 0 and len(gradients) == 3
+    assert all(row["relative_error"] <= row["bound"] and row["largest_error"] <= row["bound"] for row in gradients)
+    assert {row["check"] for row in checks} == {"whole_numbers_equal_ref", "fused_equals_two_phase"}
+    assert all(row["runs"] >= 3 and row["wrong"] == 0 for row in checks)
+
+
 def test_what_only_a_gpu_can_tell_is_refused():
     code, rows = rows_of("speed")
     assert code == 1 and "measured on a GPU" in rows[0]["error"]

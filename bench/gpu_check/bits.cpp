@@ -1,111 +1,26 @@
 // Contracts 1, 2, 5 and 6 on the device: every byte beside Target::ref, or beside the two-phase update.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "bench/gpu_check/mirror.h"
-#include "bench/gpu_check/parts.h"
-#include "forge/base/executor.h"
+#include "bench/gpu_check/comparison.h"
 #include "forge/base/testing/random.h"
 #include "forge/kernels/cuda/launch.h"
 #include "forge/kernels/cuda/testing/instances.h"
 #include "forge/kernels/materialize.h"
 #include "forge/kernels/norm.h"
-#include "forge/kernels/testing/gradients.h"
 #include "forge/kernels/testing/rule_cases.h"
-#include "forge/kernels/testing/weight.h"
-#include "forge/kernels/update.h"
 
 namespace forge::gpu_check {
 namespace {
 
-using namespace forge::testing;
-
 constexpr cuda::Launch kExact = {.stream = nullptr, .numbers = {}, .exact = true}, kFast = {};
-
-// Counts comparisons, and remembers the first that failed.
-class Check {
- public:
-  explicit Check(std::string name) : name_(std::move(name)) {}
-  void expect(bool right, const std::string& what) {
-    ++runs_;
-    if (right) return;
-    if (wrong_++ == 0) first_ = what;
-  }
-  bool report() const {
-    Row row("bits");
-    row.add("check", name_).add("runs", runs_).add("wrong", wrong_);
-    if (wrong_ > 0) row.add("first", first_);
-    return wrong_ == 0;
-  }
-
- private:
-  std::string name_, first_;
-  int runs_ = 0, wrong_ = 0;
-};
-
-template <class... T>
-std::string text_of(const T&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
-}
-
-// f(context) on plain loops.
-template <class F>
-auto on_ref(const Expression& G, F&& f) {
-  SerialExecutor serial;
-  std::vector<std::byte> workspace(workspace_bytes(G, 1, Target::ref));
-  return f(Context{serial, workspace, Target::ref});
-}
-void update_on_ref(Weight& weight, const Expression& G, const RuleStep& rule) {
-  on_ref(G, [&](const Context& c) { update(weight.W.view(), weight.moments(), G, rule, c); });
-}
-void update_on_device(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::Launch& launch) {
-  Mirror mirror;
-  std::vector<Term> terms;
-  Stored W = mirror.stored(weight.W.view());
-  std::vector<Stored> S = mirror.stored(weight.moments());
-  cuda::update(W, S, mirror.expression(G, terms), rule, launch);
-  mirror.copy_back();
-}
-void update_rows_on_device(Weight& weight, const Buffer& D, const RuleStep& rule) {
-  Mirror mirror;
-  Stored W = mirror.stored(weight.W.view());
-  std::vector<Stored> S = mirror.stored(weight.moments());
-  cuda::WeightInMemory one = {W, S, Dense{mirror.matrix(D.view())}};
-  cuda::update_rows({&one, 1}, rule, {});
-  mirror.copy_back();
-}
-Buffer materialize_on_device(const Expression& G, const cuda::Launch& launch) {
-  Buffer D(G.out, G.in, DType::f32, 0);
-  Mirror mirror;
-  std::vector<Term> terms;
-  cuda::materialize(mirror.matrix(D.view()), mirror.expression(G, terms), launch);
-  mirror.copy_back();
-  return D;
-}
-
-// A payload of NaN aside, of which there is none here.
-bool same_bytes_of(const Weight& a, const Weight& b) {
-  bool same = same_bytes(a.W, b.W) && a.canaries_live() && b.canaries_live();
-  for (std::size_t k = 0; k < a.S.size(); ++k) same = same && same_bytes(a.S[k], b.S[k]);
-  return same;
-}
-Weight random_weight(Shape shape, Storage storage, const RuleInfo& rule, Random& random) {
-  return Weight(shape, storage, rule, [&] { return random.uniform(-1, 1); });
-}
-std::string name_of_case(const RuleStep& rule, Storage storage, Shape shape) {
-  return text_of(rule.name(), ", ", storage, ", (", shape.out, ", ", shape.in, ")");
-}
 
 // Every element-wise rule with every pair of formats, from memory.
 bool check_rows(bool small) {
-  Check check("update_rows_equals_ref");
+  Check check("bits", "update_rows_equals_ref");
   Random random(71);
   const std::vector<Shape> shapes = {{9, 33}, {7, 5}, {3, 300}, {129, 257}, {64, 1032}};
   std::size_t turn = 0;
@@ -134,7 +49,7 @@ Gradient gradient_of(Shape shape, DType dtype, std::int64_t tokens, bool whole, 
 }
 
 bool check_fused(const char* name, DType dtype, bool whole, const cuda::Launch& launch, bool small) {
-  Check check(name);
+  Check check("bits", name);
   Random random(73);
   const std::vector<Shape> shapes = {{130, 137}, {7, 9}, {1, 300}, {129, 257}, {300, 1032}};
   std::size_t turn = 0;
@@ -154,7 +69,7 @@ bool check_fused(const char* name, DType dtype, bool whole, const cuda::Launch& 
 
 // On sizes that fill a device, without ref.
 bool check_two_phase(bool small) {
-  Check check("fused_equals_two_phase");
+  Check check("bits", "fused_equals_two_phase");
   Random random(79);
   const std::vector<Shape> shapes =
       small ? std::vector<Shape>{{130, 140}} : std::vector<Shape>{{1000, 1032}, {4096, 520}};
@@ -175,7 +90,7 @@ bool check_two_phase(bool small) {
 }
 
 bool check_norm(bool small) {
-  Check check("norm_equals_ref");
+  Check check("bits", "norm_equals_ref");
   Random random(83);
   for (const Shape& shape : {Shape{130, 140}, Shape{1, 1}, small ? Shape{9, 300} : Shape{515, 2000}}) {
     Gradient g = gradient_of(shape, DType::f32, 45, false, random);
@@ -207,7 +122,6 @@ bool check_bits(bool small) {
   return right;
 }
 
-// ‖D − D₆₄‖ / ‖D₆₄‖ over some elements of random gradients.
 bool check_gradient(bool small) {
   Random random(89);
   bool right = true;
@@ -216,18 +130,8 @@ bool check_gradient(bool small) {
     for (const cuda::Launch& launch : {kExact, kFast}) {
       Gradient g(shape, {"", {{TermSpec::outer, tokens, 1, DType::bf16, DType::bf16}}}, random);
       Buffer D = materialize_on_device(g.expression(), launch);
-      const Outer& term = std::get<Outer>(g.terms()[0]);
-      double error = 0, norm = 0;
-      for (int i = 0; i < 4000; ++i) {
-        std::int64_t r = random.below(shape.out), c = random.below(shape.in);
-        double exact = 0;
-        for (std::int64_t t = 0; t < tokens; ++t)
-          exact += static_cast<double>(number(term.dY, t, r)) * number(term.X, t, c);
-        error += (D.at(r, c) - exact) * (D.at(r, c) - exact);
-        norm += exact * exact;
-      }
+      const double relative = error_of(D, std::get<Outer>(g.terms()[0]), random).relative;
       // A chain of T fp32 additions errs by about √T · 2⁻²⁵; tensor cores may cut sums off, some 2⁻²³ each time.
-      const double relative = std::sqrt(error / norm);
       const double bound = launch.exact ? 1e-7 * std::sqrt(static_cast<double>(tokens)) : 2e-5;
       right &= relative <= bound;
       Row("gradient")

@@ -34,6 +34,8 @@ class Row {
 // The parts of the check; each writes rows. small: what an emulator can run. False where something is wrong.
 bool check_bits(bool small);
 bool check_gradient(bool small);
+bool check_hopper(bool small);  // and its speed where it is not small
 bool measure_speed();
+bool measure_hopper();
 
 }  // namespace forge::gpu_check

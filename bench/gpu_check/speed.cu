@@ -7,6 +7,7 @@
 #include "bench/gpu_check/device_memory.h"
 #include "bench/gpu_check/parts.h"
 #include "forge/base/integers.h"
+#include "forge/kernels/cuda/hopper.h"
 #include "forge/kernels/cuda/launch.h"
 #include "forge/rules/list.h"
 
@@ -113,6 +114,11 @@ double copy_rate() {
   return 2.0 * kBytes / (ms * 1e-3);
 }
 
+// Of a product that takes so long.
+double tflops(std::int64_t out, std::int64_t in, std::int64_t tokens, double ms) {
+  return 2e-9 * static_cast<double>(tokens * out * in) / ms;
+}
+
 // gpu.md's names of what is stored how.
 struct Regime {
   const char* name;
@@ -127,21 +133,38 @@ constexpr Regime kRegimes[] = {
     {"Q8", Format::bf16_stochastic, Format::int8, DType::bf16, DType::bf16},
 };
 
-void measure(const Regime& regime, std::int64_t out, std::int64_t in, std::int64_t tokens, double rate) {
-  StoredBlock W(regime.weight, out, in, true), m(regime.state, out, in, false), v(regime.state, out, in, false);
-  Block dY = random_block(regime.operands, tokens, out, 11), X = random_block(regime.operands, tokens, in, 13);
-  Block D(out * in * static_cast<std::int64_t>(size_of(regime.gradient)));
-  Term term = Outer{matrix(dY, regime.operands, tokens, out), matrix(X, regime.operands, tokens, in)};
-  const Expression G = {out, in, {&term, 1}};
-  const RuleStep rule = OptimizingOf<AdamWOptions>::prepare({.lr = 1e-5}, 2);
-  Stored weight = W.view(Sign::any);
-  const std::vector<Stored> S = {m.view(Sign::any), v.view(Sign::not_negative)};
-  const cuda::WeightInMemory one = {weight, S, Dense{matrix(D, regime.gradient, out, in)}};
+// An update as a regime has it, from operands of some type.
+struct Update {
+  StoredBlock W, m, v;
+  Block dY, X, D;
+  DType gradient;
+  Term term;
+  RuleStep rule = OptimizingOf<AdamWOptions>::prepare({.lr = 1e-5}, 2);
 
-  auto fused = [&] { cuda::update(weight, S, G, rule, {}); };
-  auto materialize = [&] { cuda::materialize(matrix(D, regime.gradient, out, in), G, {}); };
-  auto rows = [&] { cuda::update_rows({&one, 1}, rule, {}); };
-  const double moved = 2 * (W.bytes() + m.bytes() + v.bytes());
+  Update(const Regime& regime, DType operands, std::int64_t out, std::int64_t in, std::int64_t tokens)
+      : W(regime.weight, out, in, true),
+        m(regime.state, out, in, false),
+        v(regime.state, out, in, false),
+        dY(random_block(operands, tokens, out, 11)),
+        X(random_block(operands, tokens, in, 13)),
+        D(out * in * static_cast<std::int64_t>(size_of(regime.gradient))),
+        gradient(regime.gradient),
+        term(Outer{matrix(dY, operands, tokens, out), matrix(X, operands, tokens, in)}) {}
+
+  Stored weight() const { return W.view(Sign::any); }
+  std::vector<Stored> moments() const { return {m.view(Sign::any), v.view(Sign::not_negative)}; }
+  Expression G() const { return {W.rows, W.cols, {&term, 1}}; }
+  Matrix stored() const { return matrix(D, gradient, W.rows, W.cols); }
+  double moved_bytes() const { return 2 * (W.bytes() + m.bytes() + v.bytes()); }
+};
+
+void measure(const Regime& regime, std::int64_t out, std::int64_t in, std::int64_t tokens, double rate) {
+  const Update u(regime, regime.operands, out, in, tokens);
+  const std::vector<Stored> S = u.moments();
+  const cuda::WeightInMemory one = {u.weight(), S, Dense{u.stored()}};
+  auto fused = [&] { cuda::update(u.weight(), S, u.G(), u.rule, {}); };
+  auto materialize = [&] { cuda::materialize(u.stored(), u.G(), {}); };
+  auto rows = [&] { cuda::update_rows({&one, 1}, u.rule, {}); };
   const double fused_ms = milliseconds(fused), materialize_ms = milliseconds(materialize), rows_ms = milliseconds(rows);
   const double two_phase_ms = milliseconds([&] { materialize(), rows(); });
   Row("speed")
@@ -153,8 +176,36 @@ void measure(const Regime& regime, std::int64_t out, std::int64_t in, std::int64
       .add("two_phase_ms", two_phase_ms)
       .add("materialize_ms", materialize_ms)
       .add("rows_ms", rows_ms)
-      .add("memory_ms", moved / rate * 1e3)
-      .add("gradient_tflops", 2e-9 * static_cast<double>(tokens * out * in) / materialize_ms);
+      .add("memory_ms", u.moved_bytes() / rate * 1e3)
+      .add("gradient_tflops", tflops(out, in, tokens, materialize_ms));
+}
+
+// Hopper's own kernels, from bf16 whatever the regime.
+void measure_on_hopper(const Regime& regime, std::int64_t out, std::int64_t in, std::int64_t tokens, double rate) {
+  const Update u(regime, DType::bf16, out, in, tokens);
+  const std::vector<Stored> S = u.moments();
+  const double update_ms = milliseconds([&] { cuda::update_on_hopper(u.weight(), S, u.G(), u.rule, {}); });
+  const double materialize_ms = milliseconds([&] { cuda::materialize_on_hopper(u.stored(), u.G(), {}); });
+  Row("hopper")
+      .add("regime", regime.name)
+      .add("out", static_cast<double>(out))
+      .add("in", static_cast<double>(in))
+      .add("tokens", static_cast<double>(tokens))
+      .add("update_ms", update_ms)
+      .add("materialize_ms", materialize_ms)
+      .add("memory_ms", u.moved_bytes() / rate * 1e3)
+      .add("gradient_tflops", tflops(out, in, tokens, materialize_ms));
+}
+
+// Calls f(regime, out, in, tokens) for all that is measured.
+template <class F>
+void for_each_case(F&& f) {
+  struct Shape {
+    std::int64_t out, in;
+  };
+  for (Shape shape : {Shape{4096, 4096}, Shape{4096, 14336}})
+    for (std::int64_t tokens : {128, 512, 2048, 8192})
+      for (const Regime& regime : kRegimes) f(regime, shape.out, shape.in, tokens);
 }
 
 }  // namespace
@@ -167,15 +218,18 @@ bool measure_speed() {
       .add("name", device.name)
       .add("multiprocessors", device.multiProcessorCount)
       .add("copy_gb_s", rate * 1e-9);
-  struct Shape {
-    std::int64_t out, in;
-  };
-  for (Shape shape : {Shape{4096, 4096}, Shape{4096, 14336}})
-    for (std::int64_t tokens : {128, 512, 2048, 8192})
-      for (const Regime& regime : kRegimes) {
-        if (regime.operands == DType::f32 && tokens > 2048) continue;  // seconds, and the same as at 2048
-        measure(regime, shape.out, shape.in, tokens, rate);
-      }
+  for_each_case([&](const Regime& regime, std::int64_t out, std::int64_t in, std::int64_t tokens) {
+    if (regime.operands == DType::f32 && tokens > 2048) return;  // seconds, and the same as at 2048
+    measure(regime, out, in, tokens, rate);
+  });
+  return true;
+}
+
+bool measure_hopper() {
+  const double rate = copy_rate();
+  for_each_case([&](const Regime& regime, std::int64_t out, std::int64_t in, std::int64_t tokens) {
+    measure_on_hopper(regime, out, in, tokens, rate);
+  });
   return true;
 }
 

@@ -15,6 +15,8 @@ namespace {
 using LaunchUpdate = void (*)(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
                               const Launch& launch);
 
+constexpr int kCapability = 90;
+
 bool can_load(const ConstMatrix& m) {
   constexpr int kBytes = 16;  // TMA's unit
   return m.dtype == DType::bf16 && m.stride * 2 % kBytes == 0 && reinterpret_cast<std::uintptr_t>(m.data) % kBytes == 0;
@@ -41,7 +43,7 @@ HopperArguments<End> hopper_arguments(const Expression& G, const Launch& launch,
 template <class Kernel, class Arguments>
 void launch_blocks(Kernel kernel, const char* who, const Launch& launch, const Arguments& arguments) {
   const auto [capability, multiprocessors] = device_facts();
-  check(capability == 90, who, ": the device has compute capability ", capability / 10, ".", capability % 10,
+  check(capability == kCapability, who, ": the device has compute capability ", capability / 10, ".", capability % 10,
         ", expected 9.0");
   const std::int64_t tiles = ceil_div(arguments.out, kTile) * ceil_div(arguments.in, kTile);
   check(tiles <= std::numeric_limits<int>::max() / 2, who, ": ", tiles, " tiles are too many for one kernel");
@@ -77,6 +79,8 @@ void check_product(const char* who, const Expression& G, const Launch& launch) {
 bool is_empty(const Expression& G) { return G.out == 0 || G.in == 0; }
 
 }  // namespace
+
+bool is_hopper() { return device_facts().capability == kCapability; }
 
 bool can_multiply_on_hopper(const Expression& G) {
   if (G.terms.size() != 1) return false;

@@ -14,6 +14,8 @@
 // where the device is none of compute capability 9.0.
 namespace forge::cuda {
 
+// Whether the device that the host's thread has chosen is one of compute capability 9.0.
+bool is_hopper();
 // Whether G is one Outer term without a factor of its own, of two bf16 matrices with rows on multiples of 16 bytes and
 // at least one token.
 bool can_multiply_on_hopper(const Expression& G);
