@@ -39,15 +39,12 @@ HopperArguments<End> hopper_arguments(const Expression& G, const Launch& launch,
           rows};
 }
 
+std::int64_t tiles_of(const Expression& G) { return ceil_div(G.out, kTile) * ceil_div(G.in, kTile); }
+
 // A block for each multiprocessor, of which it takes all shared memory.
 template <class Kernel, class Arguments>
-void launch_blocks(Kernel kernel, const char* who, const Launch& launch, const Arguments& arguments) {
-  const auto [capability, multiprocessors] = device_facts();
-  check(capability == kCapability, who, ": the device has compute capability ", capability / 10, ".", capability % 10,
-        ", expected 9.0");
-  const std::int64_t tiles = ceil_div(arguments.out, kTile) * ceil_div(arguments.in, kTile);
-  check(tiles <= std::numeric_limits<int>::max() / 2, who, ": ", tiles, " tiles are too many for one kernel");
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(multiprocessors, tiles));
+void launch_blocks(Kernel kernel, const Expression& G, const Launch& launch, const Arguments& arguments) {
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(device_facts().multiprocessors, tiles_of(G)));
   launch_kernel(kernel, {blocks, 1, 1}, hopper::kThreads, hopper::kShared, launch.stream, arguments);
 }
 
@@ -55,7 +52,7 @@ template <class Rule, Format kWeight, Format kState>
 void launch_update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
                    const Launch& launch) {
   using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
-  launch_blocks(update_tiles_on_hopper<Operation>, "update_on_hopper", launch,
+  launch_blocks(update_tiles_on_hopper<Operation>, G, launch,
                 hopper_arguments<RowUpdate<Operation>>(
                     G, launch, {weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>()}));
 }
@@ -71,10 +68,14 @@ LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const S
 void check_product(const char* who, const Expression& G, const Launch& launch) {
   check_expression(who, G);
   check(!launch.exact, who, ": the bits of Target::ref are made by fp32 multiply-adds only");
-  check(
-      can_multiply_on_hopper(G), who,
-      ": the gradient is not one product, without a factor, of some tokens of two bf16 matrices with rows on multiples "
-      "of 16 bytes");
+  check(can_multiply_on_hopper(G), who,
+        ": expected one product of two bf16 matrices, without a factor, of at least one ",
+        "token, with rows on multiples of 16 bytes");
+  check(tiles_of(G) <= std::numeric_limits<int>::max() / 2, who, ": ", tiles_of(G),
+        " tiles are too many for one kernel");
+  const int capability = device_facts().capability;
+  check(capability == kCapability, who, ": the device has compute capability ", capability / 10, ".", capability % 10,
+        ", expected 9.0");
 }
 bool is_empty(const Expression& G) { return G.out == 0 || G.in == 0; }
 
@@ -106,8 +107,7 @@ void materialize_on_hopper(const Matrix& D, const Expression& G, const Launch& l
   check_product("materialize_on_hopper", G, launch);
   check_materialized("materialize_on_hopper", D, G);
   if (is_empty(G)) return;
-  launch_blocks(store_tiles_on_hopper, "materialize_on_hopper", launch,
-                hopper_arguments<RowStore>(G, launch, weight_arguments<1>(D, {})));
+  launch_blocks(store_tiles_on_hopper, G, launch, hopper_arguments<RowStore>(G, launch, weight_arguments<1>(D, {})));
 }
 
 }  // namespace forge::cuda

@@ -194,7 +194,7 @@ FORGE_DEVICE void take_rows(const End& end, const Fragments& g, Loaded (&next)[k
 
 // One of the two warpgroups that multiply: every second tile of the block.
 template <class End>
-FORGE_DEVICE void make_and_take(const HopperArguments<End>& a, const Ring& ring, int group) {
+FORGE_DEVICE void multiply_and_take(const HopperArguments<End>& a, const Ring& ring, int group) {
   constexpr int kMultiply = 1;  // kMultiply + g: the barrier at which group g waits for its turn
   constexpr int kBoth = kMultipliers * kGroupThreads;
   const Tiles tiles(a);
@@ -238,7 +238,7 @@ FORGE_DEVICE void run(const HopperArguments<End>& arguments, std::byte* shared) 
     if (threadIdx.x == 0) load_tiles(arguments, ring);
   } else {
     increase_registers<kMultiplierRegisters>();
-    make_and_take(arguments, ring, group - 1);
+    multiply_and_take(arguments, ring, group - 1);
   }
 #else
   __trap();

@@ -202,13 +202,17 @@ TEST(Hopper, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { update(weight, G, {}); }, {"compute capability 10.0, expected 9.0"}));
   EXPECT_TRUE(refuses([&] { cuda::materialize_on_hopper(D.view(), G, {}); }, {"compute capability"}));
   EXPECT_EQ(emulator::session.launches, 0);
-  Expression nothing = {0, 24, G.terms};
-  Outer none = std::get<Outer>(G.terms[0]);
-  none.dY.cols = 0;
-  Term term = none;
-  nothing.terms = {&term, 1};
+}
+
+TEST(Hopper, LaunchesNothingForAnEmptyWeight) {
+  Random random(99);
+  Gradient g({16, 24}, tokens(4), random);
+  Aligned aligned(g.expression());
+  Outer product = std::get<Outer>(aligned.expression().terms[0]);
+  product.dY.cols = 0;
+  Term term = product;
   Buffer empty(0, 24, DType::f32);
-  cuda::materialize_on_hopper(empty.view(), nothing, {});
+  emulate(1, [&] { cuda::materialize_on_hopper(empty.view(), {0, 24, {&term, 1}}, {}); });
   EXPECT_EQ(emulator::session.launches, 0);
 }
 
