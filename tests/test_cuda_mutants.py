@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release")).resolve()
 CORE = BUILD / "libforge_core.a"
 KERNELS = Path("forge/kernels/cuda")
-MACHINE = ["barriers", "cp_async", "mma", "scheduler", "shared_memory", "tma", "wgmma"]
+MACHINE = ["barriers", "cp_async", "device_memory", "mma", "scheduler", "shared_memory", "tma", "wgmma"]
 OBJECTS = ["tiles", "stored", "rows", "hopper"]
 # What of an object is run: its name, or this.
 RUNS = {"halves": "tiles"}
