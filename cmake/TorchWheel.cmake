@@ -1,5 +1,6 @@
 # Makes the target torch_wheel from the torch package of FORGE_PYTHON, and sets FORGE_TORCH_FOUND,
-# FORGE_TORCH_PYTHON (the Python it is of) and FORGE_TORCH_LIB (the folder of its libraries).
+# FORGE_TORCH_PYTHON (the Python it is of), FORGE_TORCH_LIB (the folder of its libraries) and FORGE_TORCH_CUDA (the
+# release of CUDA that it is built for; empty where for none).
 #
 # The wheel is asked where its files are. find_package(Torch) is not used: on a CUDA wheel it insists on a
 # CUDA toolkit, which linking against the wheel does not need.
@@ -22,12 +23,13 @@ execute_process(
           "import importlib.util as u, os; s = u.find_spec('torch'); p = s and s.origin or ''
 print(p, os.path.getmtime(p) if p else '')"
   OUTPUT_VARIABLE _found OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-if(_found AND NOT "${_python} ${_found}" STREQUAL "${FORGE_TORCH_OF}")
+list(LENGTH FORGE_TORCH_FACTS _facts)
+if(_found AND NOT ("${_python} ${_found}" STREQUAL "${FORGE_TORCH_OF}" AND _facts EQUAL 6))
   execute_process(
     COMMAND "${_python}" -c
             "import sys, torch, torch.utils.cpp_extension as e
 lines = [sys.executable, torch.__version__, e.include_paths(), e.library_paths(),
-         int(torch._C._GLIBCXX_USE_CXX11_ABI)]
+         int(torch._C._GLIBCXX_USE_CXX11_ABI), torch.version.cuda or '-']
 print(';'.join('|'.join(x) if isinstance(x, list) else str(x) for x in lines))"
     OUTPUT_VARIABLE _answer OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE _failed ERROR_VARIABLE _reason)
   if(_failed)
@@ -52,6 +54,10 @@ list(GET FORGE_TORCH_FACTS 1 _version)
 list(GET FORGE_TORCH_FACTS 2 _includes)
 list(GET FORGE_TORCH_FACTS 3 _libraries)
 list(GET FORGE_TORCH_FACTS 4 _cxx11_abi)
+list(GET FORGE_TORCH_FACTS 5 FORGE_TORCH_CUDA)
+if(FORGE_TORCH_CUDA STREQUAL "-")
+  set(FORGE_TORCH_CUDA "")
+endif()
 string(REPLACE "|" ";" _includes "${_includes}")
 string(REPLACE "|" ";" _libraries "${_libraries}")
 list(GET _libraries 0 FORGE_TORCH_LIB)
