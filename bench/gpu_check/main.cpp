@@ -1,6 +1,7 @@
 // What a GPU makes of the kernels: their bits beside those of plain loops, the error of their gradients, their speed.
 //
-//   gpu_check bits|gradient|hopper|speed [--small]      rows of JSON on standard output; 1 where something is wrong
+//   gpu_check bits|gradient|graph|hopper|speed [--small]      rows of JSON on standard output; 1 where something is
+//   wrong
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -15,9 +16,10 @@ int main(int argc, char** argv) {
   try {
     if (part == "bits") return check_bits(small) ? EXIT_SUCCESS : EXIT_FAILURE;
     if (part == "gradient") return check_gradient(small) ? EXIT_SUCCESS : EXIT_FAILURE;
+    if (part == "graph") return check_graph() ? EXIT_SUCCESS : EXIT_FAILURE;
     if (part == "hopper") return check_hopper(small) ? EXIT_SUCCESS : EXIT_FAILURE;
     if (part == "speed") return measure_speed() ? EXIT_SUCCESS : EXIT_FAILURE;
-    std::cerr << "gpu_check bits|gradient|hopper|speed [--small]\n";
+    std::cerr << "gpu_check bits|gradient|graph|hopper|speed [--small]\n";
   } catch (const std::exception& error) {
     Row(part).add("error", error.what());
   }

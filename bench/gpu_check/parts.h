@@ -35,6 +35,7 @@ class Row {
 bool check_bits(bool small);
 bool check_gradient(bool small);
 bool check_hopper(bool small);  // and its speed where it is not small
+bool check_graph();
 bool measure_speed();
 bool measure_hopper();
 
