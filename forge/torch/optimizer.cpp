@@ -103,7 +103,9 @@ StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment) {
 RuleStep Optimizer::Impl::rule_for(std::size_t i) const {
   const at::Tensor& parameter = state[i].parameter;
   double epsilon = parameter.scalar_type() == at::kBFloat16 ? 0x1p-7 : 0x1p-23;
-  return next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
+  RuleStep rule = next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
+  kernels_of(parameter.device().type()).check_rule("Optimizer", rule.rule(), options.count_rounding);
+  return rule;
 }
 
 void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule) {

@@ -236,6 +236,18 @@ TEST(Gpu, AModelOf16BitsTrainsOnTensorCores) {
   expect_close(train<AdamW>(kGpu, at::kBFloat16, options, 0.5), train<AdamW>(kCpu, at::kBFloat16, options, 0.5), 2e-3);
 }
 
+TEST(Gpu, MuonMakesItsDirectionsThere) {
+  auto step = [](at::Device device) {
+    std::vector<at::Tensor> matrices;
+    for (std::uint64_t i = 0; i < 3; ++i) matrices.push_back(parameter(random({6, 5}, i).to(device)));
+    Muon opt(matrices);
+    for (const at::Tensor& m : matrices) m.pow(2).sum().backward();
+    opt.step();
+    return at::stack(matrices).to(kCpu);
+  };
+  EXPECT_TRUE(at::allclose(step(kGpu), step(kCpu), 1e-5, 1e-6));
+}
+
 // ---- Refusals -----------------------------------------------------------------------------------------------------
 
 TEST(Gpu, RefusesWhatHasNoKernelWhenTheOptimizerIsMade) {
@@ -243,6 +255,17 @@ TEST(Gpu, RefusesWhatHasNoKernelWhenTheOptimizerIsMade) {
   EXPECT_THAT([&] { LAMB opt({W}); }, throws("lamb_moments has no kernel for a GPU"));
   EXPECT_THAT([&] { Adafactor opt({W}); }, throws("has no kernel for a GPU"));
   EXPECT_THAT([&] { AdamW opt({W}, {}, {.count_rounding = true}); }, throws("rounding is not counted on a GPU"));
+}
+
+TEST(Gpu, RefusesAStepAsAWholeWhereARuleHasBecomeOneWithoutAKernel) {
+  at::Tensor first = parameter(random({8, 8}, 1).to(kGpu)), second = parameter(random({8, 8}, 2).to(kGpu));
+  at::Tensor before = first.detach().to(kCpu);
+  CautiousAdamWOptions plain = {.rescale = false};
+  CautiousAdamW opt({{.params = {first}, .options = plain}, {.params = {second}, .options = plain}});
+  opt.groups()[1].options.rescale = true;
+  (first.pow(2).sum() + second.pow(2).sum()).backward();
+  EXPECT_THAT([&] { opt.step(); }, throws("has no kernel for a GPU"));
+  EXPECT_TRUE(same_bits(first.to(kCpu), before));
 }
 
 TEST(Gpu, RefusesAGradientOnAnotherDevice) {
