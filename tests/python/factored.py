@@ -79,7 +79,7 @@ class Side:
         }  # fmt: skip
         tree = ast.parse(line)
         last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed takes 3 ms
         exec(compile(tree, line, "exec"), names)
         return eval(compile(last, line, "eval"), names) if last else None
 
