@@ -90,4 +90,25 @@ void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch&
       [&](const Matrix& D, const Expression& G) { cuda::materialize(D, G, launch); });
 }
 
+// Scale and constants that a kernel reads on the device are those of ref given them by the host; a bad step writes
+// nothing. `instance` is of AdamW; update(weight, G, rule, numbers).
+template <class Random, class Update>
+void expect_numbers_from_the_device(const Instance& instance, const Gradient& g, Random& random, Update&& update) {
+  const Shape shape = {g.expression().out, g.expression().in};
+  Weight start(shape, instance.storage, instance.rule.rule(), [&] { return random.uniform(-1, 1); });
+  Weight expected = start, emulated = start, skipped = start;
+  const RuleStep later = step_of<rules::AdamW>({.lr = 0.5}, 9);
+  const float scale = 0.125f, found = 1;
+  Expression scaled = g.expression();
+  scaled.scale = scale;
+  run_update(reference(), expected, scaled, later);
+  auto run = [&](Weight& weight, const cuda::OnDevice& numbers) {
+    emulate(5, [&] { update(weight, g.expression(), instance.rule, numbers); });
+  };
+  run(emulated, {&scale, nullptr, later.constants()});
+  EXPECT_TRUE(same_bits(expected, emulated));
+  run(skipped, {nullptr, &found, nullptr});
+  EXPECT_TRUE(same_bits(start, skipped));
+}
+
 }  // namespace forge::testing
