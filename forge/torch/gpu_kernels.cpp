@@ -36,6 +36,14 @@ Matrix rows_of(const Matrix& m, std::int64_t from, std::int64_t n) {
   return m.data == nullptr ? m : Matrix{m.row(from), m.dtype, n, m.cols, m.stride};
 }
 
+// A weight or a moment, as a shard of it.
+Stored rows_of(const Stored& all, std::int64_t from, std::int64_t n) {
+  Stored some = {all.format, rows_of(all.values, from, n), rows_of(all.rest, from, n), all.noise};
+  if (some.noise.in == 0) some.noise.in = all.values.cols;
+  some.noise.row += from;
+  return some;
+}
+
 ConstMatrix columns_of(const ConstMatrix& m, std::int64_t from, std::int64_t n) {
   return {m.rows == 0 ? m.data : m.at(0, from), m.dtype, m.rows, n, m.stride};
 }
@@ -83,13 +91,6 @@ std::int64_t rows_of_slab(const Expression& G, std::int64_t bytes) {
 const Dense* only_dense(const Expression& G) { return G.terms.size() == 1 ? std::get_if<Dense>(&G.terms[0]) : nullptr; }
 
 }  // namespace
-
-Stored rows_of(const Stored& all, std::int64_t from, std::int64_t n) {
-  Stored some = {all.format, rows_of(all.values, from, n), rows_of(all.rest, from, n), all.noise};
-  if (some.noise.in == 0) some.noise.in = all.values.cols;
-  some.noise.row += from;
-  return some;
-}
 
 void GpuKernels::check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const {
   check(cuda::has_kernel(rule), who, ": ", rule.name,

@@ -31,7 +31,4 @@ class GpuKernels final : public DeviceKernels {
   std::int64_t slab_bytes_;
 };
 
-// Rows [from, from + n) of a weight or a moment, as a shard of it.
-Stored rows_of(const Stored& all, std::int64_t from, std::int64_t n);
-
 }  // namespace forge
