@@ -50,6 +50,10 @@ def fused_instances(which="for_each_fused"):
 
 CHAINS = {"FfmaChain": "ffma", "MmaChain": "mma"}
 
+# Fed from memory, one element-wise rule and one that sums stand for all: what is long is the formats, which are chosen
+# when a kernel runs.
+ROWS = ["AdamW", "LambMoments"]
+
 
 def chosen_instances(architecture):
     """(chain, rule, weight format, format of the moments): the first rule in every pair of formats and every rule in
@@ -70,8 +74,9 @@ def operation_of(rule, weight, state):
 
 
 def source_of(architecture):
+    headers = ("ffma", "hopper", "mma", "sums", "tiles", "update_rows")
     lines = [
-        *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in ("ffma", "hopper", "mma", "tiles", "update_rows")),
+        *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in headers),
         "using namespace forge;",
         "using namespace forge::cuda;",
     ]
@@ -90,11 +95,11 @@ def source_of(architecture):
             f"template __global__ void forge::cuda::update_tiles_on_hopper<{operation}>"
             f"(FORGE_PARAMETER(HopperArguments<RowUpdate<{operation}>>));"
         )
-    # Fed from memory, one rule stands for all: what is long is the formats, which are chosen when it runs.
-    rule = f"rules::{fused_instances()[0][0]}"
-    lines.append(
-        f"template __global__ void forge::cuda::update_rows<{rule}>(FORGE_PARAMETER(RowsArguments<{rule}>));"
-    )
+    for rule in ROWS:
+        lines.append(
+            f"template __global__ void forge::cuda::update_rows<rules::{rule}>"
+            f"(FORGE_PARAMETER(RowsArguments<rules::{rule}>));"
+        )
     return "\n".join(lines) + "\n"
 
 

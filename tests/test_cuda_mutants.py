@@ -12,7 +12,7 @@ BUILD = Path(os.environ.get("FORGE_BUILD", ROOT / "build" / "release")).resolve(
 CORE = BUILD / "libforge_core.a"
 KERNELS = Path("forge/kernels/cuda")
 MACHINE = ["barriers", "cp_async", "device_memory", "mma", "scheduler", "shared_memory", "tma", "wgmma"]
-OBJECTS = ["tiles", "stored", "rows", "hopper"]
+OBJECTS = ["tiles", "stored", "rows", "sums", "hopper"]
 # What of an object is run: its name, or this.
 RUNS = {"halves": "tiles"}
 PARTS = [*OBJECTS, *RUNS]
@@ -24,6 +24,7 @@ PREFIX = ["forge/formats/list.h", "forge/formats/philox.h", "forge/gradient/term
 
 TILE, FFMA, MMA, TILES, ARGUMENTS, HOPPER = "tile.cuh", "ffma.cuh", "mma.cuh", "tiles.cuh", "arguments.cu", "hopper.cuh"
 STORED, COLUMNS, ROW, ROWS, NUMBERS = "stored.cuh", "columns.cuh", "row_operation.cuh", "update_rows.cuh", "numbers.cuh"
+SUM, LINES = "row_sum.cuh", "sums.cuh"
 
 LEFT = "  __syncthreads();  // everyone has left what shared memory held before\n"
 
@@ -76,6 +77,19 @@ MUTANTS = [
     ("stored", "lanes added from the near end", TILES,
      "for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)", "for (int lanes = 1; lanes < kNormLanes; lanes *= 2)"),
     ("stored", "the gradient not scaled", TILES, "double g = scale * shared", "double g = shared"),
+    # Sums of rows and columns.
+    ("sums", "lanes added across others", SUM, "sum[0] + sum[2]) + (sum[1] + sum[3]", "sum[0] + sum[1]) + (sum[2] + sum[3]"),
+    ("sums", "half of the threads' columns", SUM, "from < 32; from += kOwners", "from < 16; from += kOwners"),
+    ("sums", "columns from right to left", SUM, "from + static_cast", "28 - from + static_cast"),
+    ("sums", "no mask on numbers", SUM, "i < valid ? ", "true ? "),
+    ("sums", "both sums the first", ROWS, "sums[k].add(of[k]", "sums[k].add(of[0]"),
+    ("sums", "the sums of the row above", ROWS, "std::int64_t{row} * kSums", "(std::int64_t{row} - (row > 0)) * kSums"),
+    ("sums", "every column with the first number of a row's columns", ROW, "{0, at.col, at.valid}", "{0, 0, at.valid}"),
+    ("sums", "the row's number for its first column alone", ROW, "x[i][c] = x[i][0];", "x[i][c] = x[i][c];"),
+    ("sums", "pieces added to the row as they come", LINES, "    total += part;", "    total = row % 2 ? total + part : part;"),
+    ("sums", "a row in one piece", LINES, "      part += sum.total();", "      part = sum.total();"),
+    ("sums", "columns from the second row on", LINES, "for (int row = 0; row < arguments.rows; ++row) {", "for (int row = 1; row < arguments.rows; ++row) {"),
+    ("sums", "all rows' first sum", LINES, "row * arguments.count + k", "row * arguments.count"),
     # Hopper: the ring of stages.
     ("hopper", "loads begin with the other parity", HOPPER, "empty + step % kStages, parity(step) ^ 1", "empty + step % kStages, parity(step)"),
     ("hopper", "each tile begins with the first stage", HOPPER, "multiply(ring, turn * tiles.steps,", "multiply(ring, 0,"),

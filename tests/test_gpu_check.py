@@ -29,6 +29,7 @@ def test_the_kernels_have_the_bits_of_plain_loops():
             "mma_of_whole_fp16_numbers_equals_ref",
             "fused_equals_two_phase",
             "norm_equals_ref",
+            "lines_equal_ref",
         ],
         True,
     )

@@ -1,7 +1,6 @@
 // Contracts 1, 2, 5 and 6 on the device: every byte beside Target::ref, or beside the two-phase update.
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -9,6 +8,7 @@
 #include "forge/base/testing/random.h"
 #include "forge/kernels/cuda/launch.h"
 #include "forge/kernels/cuda/testing/instances.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/materialize.h"
 #include "forge/kernels/norm.h"
 #include "forge/kernels/testing/rule_cases.h"
@@ -18,7 +18,7 @@ namespace {
 
 constexpr cuda::Launch kExact = {.stream = nullptr, .numbers = {}, .exact = true}, kFast = {};
 
-// Every element-wise rule with every pair of formats, from memory.
+// Every rule with every pair of formats, from memory; the sums of a pass, too.
 bool check_rows(bool small) {
   Check check("bits", "update_rows_equals_ref");
   Random random(71);
@@ -27,16 +27,15 @@ bool check_rows(bool small) {
   for (const RuleCase& rule : rule_cases())
     for (const Storage& storage : storages()) {
       const RuleStep step = rule.prepare(2);
-      if (!is_element_wise(step.rule())) continue;
       const Shape shape = shapes[turn++ % (small ? 3 : shapes.size())];
       if (small && turn % 8 != 0) continue;
       Buffer D(shape.out, shape.in, DType::f32);
       D.fill([&] { return random.uniform(-1, 1); });
       Term term = Dense{D.view()};
       Weight expected = random_weight(shape, storage, step.rule(), random), there = expected;
-      update_on_ref(expected, {shape.out, shape.in, {&term, 1}}, step);
-      update_rows_on_device(there, D, step);
-      check.expect(same_bytes_of(expected, there), name_of_case(step, storage, shape));
+      const Sums sums = update_on_ref(expected, {shape.out, shape.in, {&term, 1}}, step);
+      const bool same = update_rows_on_device(there, D, step).of_squares == sums.of_squares;
+      check.expect(same && same_bytes_of(expected, there), name_of_case(step, storage, shape));
     }
   return check.report();
 }
@@ -96,15 +95,36 @@ bool check_norm(bool small) {
     Gradient g = gradient_of(shape, DType::f32, 45, false, random);
     Mirror mirror;
     std::vector<Term> terms;
-    Buffer sum(1, 2, DType::f32), workspace(1, 2 * shape.out, DType::f32);  // of as many bytes
-    Matrix there = mirror.matrix(sum.view()), scratch = mirror.matrix(workspace.view());
-    std::span bytes(static_cast<std::byte*>(scratch.data), static_cast<std::size_t>(shape.out) * sizeof(double));
-    cuda::sum_squares(static_cast<double*>(there.data), mirror.expression(g.expression(), terms), bytes, kExact);
+    Doubles sum(mirror, 1), row_sums(mirror, shape.out);
+    std::span bytes(reinterpret_cast<std::byte*>(row_sums.there()),
+                    static_cast<std::size_t>(shape.out) * sizeof(double));
+    cuda::sum_squares(sum.there(), mirror.expression(g.expression(), terms), bytes, kExact);
     mirror.copy_back();
     double expected = on_ref(g.expression(), [&](const Context& c) { return sum_squares(g.expression(), c); });
-    double found = 0;
-    std::memcpy(&found, sum.view().data, sizeof(found));
+    double found = sum[0];
     check.expect(found == expected, text_of("(", shape.out, ", ", shape.in, "): ", found, ", not ", expected));
+  }
+  return check.report();
+}
+
+bool check_lines(bool small) {
+  Check check("bits", "lines_equal_ref");
+  Random random(97);
+  for (const Shape& shape : {Shape{130, 140}, Shape{1, 1}, small ? Shape{9, 300} : Shape{515, 9000}}) {
+    Buffer D(shape.out, shape.in, DType::f32);
+    D.fill([&] { return random.uniform(-1, 1); });
+    Term term = Dense{D.view()};
+    const Expression G = {shape.out, shape.in, {&term, 1}};
+    std::vector<double> rows(static_cast<std::size_t>(shape.out)), columns(static_cast<std::size_t>(shape.in));
+    on_ref(G, [&](const Context& c) { sum_squares_of_lines(G, rows, columns, c); });
+    Mirror mirror;
+    Doubles of_rows(mirror, shape.out), of_columns(mirror, shape.in);
+    cuda::sum_squares_of_lines(of_rows.there(), of_columns.there(), mirror.matrix(D.view()), {});
+    mirror.copy_back();
+    bool same = true;
+    for (std::int64_t r = 0; r < shape.out; ++r) same &= of_rows[r] == rows[static_cast<std::size_t>(r)];
+    for (std::int64_t c = 0; c < shape.in; ++c) same &= of_columns[c] == columns[static_cast<std::size_t>(c)];
+    check.expect(same, text_of("(", shape.out, ", ", shape.in, ")"));
   }
   return check.report();
 }
@@ -119,6 +139,7 @@ bool check_bits(bool small) {
   right &= check_fused("mma_of_whole_fp16_numbers_equals_ref", DType::f16, true, kFast, small);
   right &= check_two_phase(small);
   right &= check_norm(small);
+  right &= check_lines(small);
   return right;
 }
 

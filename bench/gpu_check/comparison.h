@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <sstream>
 #include <string>
@@ -57,8 +58,8 @@ auto on_ref(const Expression& G, F&& f) {
   std::vector<std::byte> workspace(workspace_bytes(G, 1, Target::ref));
   return f(Context{serial, workspace, Target::ref});
 }
-inline void update_on_ref(Weight& weight, const Expression& G, const RuleStep& rule) {
-  on_ref(G, [&](const Context& c) { update(weight.W.view(), weight.moments(), G, rule, c); });
+inline Sums update_on_ref(Weight& weight, const Expression& G, const RuleStep& rule) {
+  return on_ref(G, [&](const Context& c) { return update(weight.W.view(), weight.moments(), G, rule, c); });
 }
 // kernel: one of launch.h or hopper.h.
 using Update = void(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
@@ -72,13 +73,36 @@ inline void update_on_device(Weight& weight, const Expression& G, const RuleStep
   kernel(W, S, mirror.expression(G, terms), rule, launch);
   mirror.copy_back();
 }
-inline void update_rows_on_device(Weight& weight, const Buffer& D, const RuleStep& rule) {
+// Doubles of the host, and where they are on the device.
+class Doubles {
+ public:
+  Doubles(Mirror& mirror, std::int64_t n) : host_(1, 2 * n, DType::f32), there_(mirror.matrix(host_.view())) {}
+  double* there() const { return static_cast<double*>(there_.data); }
+  // Once the mirror has copied back.
+  double operator[](std::int64_t i) const {
+    double value = 0;
+    std::memcpy(&value, static_cast<const double*>(host_.view().data) + i, sizeof(value));
+    return value;
+  }
+
+ private:
+  Buffer host_;  // of as many bytes
+  Matrix there_;
+};
+
+inline Sums update_rows_on_device(Weight& weight, const Buffer& D, const RuleStep& rule) {
   Mirror mirror;
+  const std::int64_t rows = D.view().rows, count = rule.rule().sums;
+  Doubles row_sums(mirror, rows * count), total(mirror, count);
   Stored W = mirror.stored(weight.W.view());
   std::vector<Stored> S = mirror.stored(weight.moments());
-  cuda::WeightInMemory one = {W, S, Dense{mirror.matrix(D.view())}};
+  cuda::WeightInMemory one = {W, S, Dense{mirror.matrix(D.view())}, 1, row_sums.there()};
   cuda::update_rows({&one, 1}, rule, {});
+  if (count > 0) cuda::add_row_sums(total.there(), row_sums.there(), rows, static_cast<int>(count), {});
   mirror.copy_back();
+  Sums sums = {.of_squares = {}, .out = rows, .in = D.view().cols};
+  for (std::int64_t k = 0; k < count; ++k) sums.of_squares[static_cast<std::size_t>(k)] = total[k];
+  return sums;
 }
 using Materialize = void(const Matrix& D, const Expression& G, const cuda::Launch& launch);
 inline Buffer materialize_on_device(const Expression& G, const cuda::Launch& launch,

@@ -12,6 +12,7 @@ namespace {
 // What a captured step reads when it runs.
 struct Numbers {
   float scale, found_inf;
+  std::int64_t noise_step;
   alignas(8) std::array<std::byte, RuleStep::kMostBytes> constants;
 };
 
@@ -50,7 +51,7 @@ bool check_graph() {
   Check check("graph", "captured_equals_ref");
   Random random(97);
   constexpr Shape kShape = {515, 260};
-  constexpr Storage kStorage = {Format::fp32, Format::fp32};
+  constexpr Storage kStorage = {Format::bf16_stochastic, Format::fp32};
   auto rule = [](std::int64_t step) { return step_of<rules::AdamW>(AdamWOptions{}, step); };
   Weight captured = random_weight(kShape, kStorage, rule(1).rule(), random), expected = captured;
   Gradient g(kShape, {"", {{TermSpec::outer, 40}}}, random);
@@ -64,16 +65,19 @@ bool check_graph() {
   mirror.expression(dense.expression(), dense_terms);
   auto* numbers = static_cast<Numbers*>(allocate(sizeof(Numbers)));
   CapturedStep step([&](cudaStream_t stream) {
-    cuda::Launch launch = {
-        .stream = stream,
-        .numbers = {.scale = &numbers->scale, .found_inf = &numbers->found_inf, .constants = &numbers->constants},
-        .exact = true};
+    cuda::Launch launch = {.stream = stream,
+                           .numbers = {.scale = &numbers->scale,
+                                       .found_inf = &numbers->found_inf,
+                                       .constants = &numbers->constants,
+                                       .noise_step = &numbers->noise_step},
+                           .exact = true};
     cuda::update(W, S, G, rule(99), launch);
     cuda::WeightInMemory one = {W, S, std::get<Dense>(dense_terms[0])};
     cuda::update_rows({&one, 1}, rule(99), launch);
   });
   for (std::int64_t t = 1; t <= 4; ++t) {
-    Numbers now = {0.5f / static_cast<float>(t), t == 4 ? 1.f : 0.f, {}};
+    Numbers now = {0.5f / static_cast<float>(t), t == 4 ? 1.f : 0.f, 7 * t, {}};
+    expected.W.noise.step = now.noise_step;
     std::memcpy(now.constants.data(), rule(t).constants(), now.constants.size());
     copy_to_device(numbers, &now, sizeof(now));
     step.run();

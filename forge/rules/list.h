@@ -142,7 +142,11 @@ class RuleStep {
     static_assert(std::is_trivially_copyable_v<typename Rule::Step> && sizeof(step) <= sizeof(constants_));
     RuleStep r;
     r.rule_ = &kRuleInfo<Rule>;
-    std::memcpy(r.constants_.data(), &step, sizeof(step));
+    typename Rule::Step constants = step;
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&constants);  // or the same constants could differ in bytes that are none of them
+#endif
+    std::memcpy(r.constants_.data(), &constants, sizeof(constants));
     return r;
   }
   const RuleInfo& rule() const { return *rule_; }
@@ -157,6 +161,11 @@ class RuleStep {
   // The step of a weight that has been told apart; of a vector, another rule's.
   RuleStep for_weight(const WeightTraits& weight) const {
     return rule_->for_weight ? rule_->for_weight(*this, weight) : *this;
+  }
+
+  // The same rule with the same constants. Where padding cannot be cleared, it may say no of these, too.
+  bool operator==(const RuleStep& other) const {
+    return rule_->id == other.rule_->id && constants_ == other.constants_;
   }
 
   // The rule's Step, as memory.

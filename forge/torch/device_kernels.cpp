@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "forge/base/error.h"
+#include "forge/kernels/line_sums.h"
 #include "forge/kernels/materialize.h"
 #include "forge/kernels/norm.h"
 #include "forge/kernels/update.h"
@@ -22,11 +23,22 @@ class HostKernels final : public DeviceKernels {
               std::span<RoundingCount> rounding) const override {
     return forge::update(W, S, G, rule, torch_context(G), rounding);
   }
+  void update_all(const Place&, std::span<const DenseUpdate> updates, const RuleStep& rule) const override {
+    for (const DenseUpdate& one : updates) {
+      Term term = one.D;
+      Expression G = {one.W.values.rows, one.W.values.cols, std::span(&term, 1), one.scale};
+      forge::update(one.W, one.S, G, rule, torch_context(G));
+    }
+  }
   void materialize(const Place&, const Matrix& D, const Expression& G) const override {
     forge::materialize(D, G, torch_context(G));
   }
   double sum_squares(const Place&, const Expression& G) const override {
     return forge::sum_squares(G, torch_context(G));
+  }
+  void sum_squares_of_lines(const Place&, const Expression& G, std::span<double> of_rows,
+                            std::span<double> of_columns) const override {
+    forge::sum_squares_of_lines(G, of_rows, of_columns, torch_context(G));
   }
   void check_rule(const char*, const RuleInfo&, bool) const override {}
   std::size_t most_terms() const override { return std::numeric_limits<std::size_t>::max(); }
@@ -44,6 +56,8 @@ Table& table() {
 }
 
 }  // namespace
+
+const Dense* only_dense(const Expression& G) { return G.terms.size() == 1 ? std::get_if<Dense>(&G.terms[0]) : nullptr; }
 
 bool has_kernels(at::DeviceType type) { return table().contains(type); }
 

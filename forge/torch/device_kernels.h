@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "forge/formats/format.h"
 #include "forge/gradient/terms.h"
@@ -19,15 +20,31 @@ struct Place {
   bool exact = false;  // fp32 multiply-adds only, where a device has something faster
 };
 
-// The operations of forge/kernels (update.h, materialize.h, norm.h, which say what they do) in the memory of one kind
-// of device. On one with streams they are launched onto its current stream; those that return a number wait for it.
+// Of a weight whose gradient is scale · D in memory.
+struct DenseUpdate {
+  Stored W;
+  std::vector<Stored> S;
+  Dense D;
+  float scale = 1;
+};
+// G's D, where that is all there is of it; else null.
+const Dense* only_dense(const Expression& G);
+
+// The operations of forge/kernels (update.h, materialize.h, norm.h and line_sums.h, which say what they do) in the
+// memory of one kind of device. On one with streams they are launched onto its current stream; those that return a
+// number wait for it.
 class DeviceKernels {
  public:
   virtual ~DeviceKernels() = default;
   virtual Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
                       const RuleStep& rule, std::span<RoundingCount> rounding) const = 0;
+  // update for each of these, by an element-wise rule. On a device with launches one for kMostWeights of them.
+  virtual void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const = 0;
   virtual void materialize(const Place& place, const Matrix& D, const Expression& G) const = 0;
   virtual double sum_squares(const Place& place, const Expression& G) const = 0;
+  // As in line_sums.h. of_rows, of_columns: in the host's memory.
+  virtual void sum_squares_of_lines(const Place& place, const Expression& G, std::span<double> of_rows,
+                                    std::span<double> of_columns) const = 0;
 
   // Throws Error where there are no kernels of a rule, or rounding cannot be counted; before anything is updated.
   virtual void check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const = 0;

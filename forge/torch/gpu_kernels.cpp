@@ -1,7 +1,9 @@
 #include "forge/torch/gpu_kernels.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -88,47 +90,111 @@ std::int64_t rows_of_slab(const Expression& G, std::int64_t bytes) {
   return std::max(bytes / (4 * std::max<std::int64_t>(G.in, 1)) / kTile * kTile, kTile);
 }
 
-const Dense* only_dense(const Expression& G) { return G.terms.size() == 1 ? std::get_if<Dense>(&G.terms[0]) : nullptr; }
+// The moments of rows [from, from + n). One of columns is that of each row.
+std::vector<Stored> rows_of(std::span<const Stored> S, const RuleInfo& rule, std::int64_t from, std::int64_t n) {
+  std::vector<Stored> some;
+  for (std::size_t k = 0; k < S.size(); ++k)
+    some.push_back(rule.moments[k].extent == Extent::column ? S[k] : rows_of(S[k], from, n));
+  return some;
+}
 
 }  // namespace
 
 void GpuKernels::check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const {
   check(cuda::has_kernel(rule), who, ": ", rule.name,
-        " has no kernel for a GPU, where rules that need a sum over the weight and rules of one's own are not there "
-        "yet; take AdamW or another element-wise rule, or train on the CPU");
+        " has no kernel for a GPU, where rules of one's own are not there yet; take one of the library's, or train on "
+        "the CPU");
   check(!count_rounding, who, ": rounding is not counted on a GPU; leave count_rounding out, or train on the CPU");
 }
+
+// What a pass sums, on the device.
+class GpuKernels::PassSums {
+ public:
+  PassSums(const Place& place, const Expression& G, int count) : out_(G.out), in_(G.in), count_(count) {
+    if (count > 0) of_rows_ = at::empty({G.out, count}, at::TensorOptions(at::kDouble).device(place.device));
+  }
+  // Where those of the rows from `row` on go.
+  double* of_rows(std::int64_t row) const {
+    return count_ > 0 ? of_rows_.mutable_data_ptr<double>() + row * count_ : nullptr;
+  }
+  // Waits for them.
+  Sums total(const cuda::Operations& operations, const Place& place) const {
+    Sums sums = {.of_squares = {}, .out = out_, .in = in_};
+    if (count_ == 0) return sums;
+    at::Tensor total = at::empty({count_}, of_rows_.options());
+    operations.add_row_sums(total.mutable_data_ptr<double>(), of_rows(0), out_, count_, launch_on(place));
+    at::Tensor here = total.cpu();
+    std::copy_n(here.const_data_ptr<double>(), count_, sums.of_squares.begin());
+    return sums;
+  }
+
+ private:
+  std::int64_t out_, in_;
+  int count_;
+  at::Tensor of_rows_;
+};
 
 Sums GpuKernels::update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
                         const RuleStep& rule, std::span<RoundingCount> rounding) const {
   check_rule("update", rule.rule(), !rounding.empty());
   c10::DeviceGuard guard(place.device);
-  if (const Dense* D = only_dense(G)) {
-    cuda::WeightInMemory one = {W, S, *D, G.scale};
+  ScopedPurpose purpose(Purpose::workspace);
+  const PassSums sums(place, G, rule.rule().sums);
+  const Dense* D = only_dense(G);
+  if (D || !rule.rule().reads_gradient) {
+    cuda::WeightInMemory one = {W, S, D ? *D : Dense{}, G.scale, sums.of_rows(0)};
     operations_.update_rows({&one, 1}, rule, launch_on(place));
   } else if (cuda::is_fused(rule.rule(), W, S)) {
     operations_.update(W, S, G, rule, launch_on(place));
   } else {
-    update_by_slabs(place, W, S, G, rule);
+    update_by_slabs(place, W, S, G, rule, sums);
   }
-  return {.of_squares = {}, .out = G.out, .in = G.in};
+  return sums.total(operations_, place);
 }
 
-void GpuKernels::update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                                 const RuleStep& rule) const {
-  ScopedPurpose purpose(Purpose::workspace);
+void GpuKernels::update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const {
+  c10::DeviceGuard guard(place.device);
+  std::vector<cuda::WeightInMemory> weights;
+  for (const DenseUpdate& one : updates) weights.push_back({one.W, one.S, one.D, one.scale});
+  operations_.update_rows(weights, rule, launch_on(place));
+}
+
+template <class F>
+void GpuKernels::for_each_slab(const Place& place, const Expression& G, F&& f) const {
   const std::int64_t most = std::min(rows_of_slab(G, slab_bytes_), G.out);
   at::Tensor workspace = at::empty({most, G.in}, at::TensorOptions(at::kFloat).device(place.device));
-  std::vector<Stored> moments(S.size());
   for (std::int64_t from = 0; from < G.out; from += most) {
     std::int64_t n = std::min(most, G.out - from);
     Slab slab(place, G, from, n);
     Matrix D = {workspace.data_ptr(), DType::f32, n, G.in, G.in};
     operations_.materialize(D, slab.expression(), launch_on(place));
-    std::ranges::transform(S, moments.begin(), [&](const Stored& m) { return rows_of(m, from, n); });
-    cuda::WeightInMemory some = {rows_of(W, from, n), moments, Dense{D}};
-    operations_.update_rows({&some, 1}, rule, launch_on(place));
+    f(from, D);
   }
+}
+
+void GpuKernels::update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
+                                 const RuleStep& rule, const PassSums& sums) const {
+  for_each_slab(place, G, [&](std::int64_t from, const Matrix& D) {
+    std::vector<Stored> moments = rows_of(S, rule.rule(), from, D.rows);
+    cuda::WeightInMemory some = {rows_of(W, from, D.rows), moments, Dense{D}, 1, sums.of_rows(from)};
+    operations_.update_rows({&some, 1}, rule, launch_on(place));
+  });
+}
+
+void GpuKernels::sum_squares_of_lines(const Place& place, const Expression& G, std::span<double> of_rows,
+                                      std::span<double> of_columns) const {
+  c10::DeviceGuard guard(place.device);
+  ScopedPurpose purpose(Purpose::workspace);
+  auto doubles = at::TensorOptions(at::kDouble).device(place.device);
+  at::Tensor rows = at::empty({G.out}, doubles), columns = at::zeros({G.in}, doubles);
+  for_each_slab(place, G, [&](std::int64_t from, const Matrix& D) {
+    operations_.sum_squares_of_lines(rows.mutable_data_ptr<double>() + from, columns.mutable_data_ptr<double>(), D,
+                                     launch_on(place));
+  });
+  at::Tensor here = at::cat({rows, columns}).cpu();
+  const auto* sums = here.const_data_ptr<double>();
+  std::copy_n(sums, G.out, of_rows.begin());
+  std::copy_n(sums + G.out, G.in, of_columns.begin());
 }
 
 void GpuKernels::materialize(const Place& place, const Matrix& D, const Expression& G) const {

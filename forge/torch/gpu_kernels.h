@@ -18,14 +18,21 @@ class GpuKernels final : public DeviceKernels {
 
   Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
               std::span<RoundingCount> rounding) const override;
+  void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const override;
   void materialize(const Place& place, const Matrix& D, const Expression& G) const override;
   double sum_squares(const Place& place, const Expression& G) const override;
+  void sum_squares_of_lines(const Place& place, const Expression& G, std::span<double> of_rows,
+                            std::span<double> of_columns) const override;
   void check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const override;
   std::size_t most_terms() const override { return cuda::kMostTerms; }
 
  private:
+  class PassSums;
   void update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                       const RuleStep& rule) const;
+                       const RuleStep& rule, const PassSums& sums) const;
+  // Calls f(from, D) with the rows of G from `from` on multiplied out to D, one slab after another.
+  template <class F>
+  void for_each_slab(const Place& place, const Expression& G, F&& f) const;
 
   cuda::Operations operations_;
   std::int64_t slab_bytes_;

@@ -103,12 +103,10 @@ StoredTensor Optimizer::Impl::new_moment(std::size_t i, const Moment& moment) {
 RuleStep Optimizer::Impl::rule_for(std::size_t i) const {
   const at::Tensor& parameter = state[i].parameter;
   double epsilon = parameter.scalar_type() == at::kBFloat16 ? 0x1p-7 : 0x1p-23;
-  RuleStep rule = next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
-  kernels_of(parameter.device().type()).check_rule("Optimizer", rule.rule(), options.count_rounding);
-  return rule;
+  return next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
 }
 
-void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule) {
+void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule, UpdatesTogether* together) {
   ParameterState& s = state[i];
   Progress next = next_progress(i);
   std::span<const Moment> moments = rule.rule().moments;
@@ -121,7 +119,7 @@ void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& 
   Noise noise = {.seed = options.seed, .parameter = names[i], .step = s.progress.step};
   std::vector<RoundingCount> counts(options.count_rounding ? 1 + moments.size() : 0);
   update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule,
-                options.exact, counts);
+                options.exact, counts, together);
   if (!counts.empty()) add_rounding(i, format, moments, counts);
   s.progress = next;
   store(i);
@@ -160,11 +158,13 @@ void Optimizer::Impl::step(double scale) {
     G.expression();
     updates.push_back({i, std::move(G), rule});
   }
+  UpdatesTogether together;
   for (const auto& [i, gradient, rule] : updates) {
     Expression G = gradient.expression();
     G.scale = static_cast<float>(G.scale * scale);
-    apply(i, G, rule);
+    apply(i, G, rule, &together);
   }
+  together.run();
   for (auto& record : records)
     if (record) record->end_step();
   ledger->not_finite = nullptr;

@@ -13,6 +13,7 @@
 #include "forge/torch/ledger.h"
 #include "forge/torch/optimizer.h"
 #include "forge/torch/record.h"
+#include "forge/torch/update_tensor.h"
 
 namespace forge {
 
@@ -39,8 +40,8 @@ struct Optimizer::Impl {
   void update(std::size_t i);
   // The next update's rule for this parameter.
   RuleStep rule_for(std::size_t i) const;
-  // rule: rule_for(i).
-  void apply(std::size_t i, const Expression& G, const RuleStep& rule);
+  // rule: rule_for(i). together: where small updates may wait.
+  void apply(std::size_t i, const Expression& G, const RuleStep& rule, UpdatesTogether* together = nullptr);
   // scale: a factor of all gradients, for this step alone.
   void step(double scale = 1);
   // Adds what the counts say, of the weight in `format` and of these moments, to what is reported.

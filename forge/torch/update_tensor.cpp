@@ -9,10 +9,7 @@
 #include <vector>
 
 #include "forge/base/error.h"
-#include "forge/kernels/line_sums.h"
 #include "forge/torch/allocation.h"
-#include "forge/torch/device_kernels.h"
-#include "forge/torch/executor.h"
 #include "forge/torch/matrix_view.h"
 #include "forge/torch/orthogonal.h"
 
@@ -33,15 +30,20 @@ struct Passes {
   at::Tensor direction;  // of the pass before, orthogonal
   Term dense;
 
-  // The first: that of the rule or, where some moments are of rows and columns, with these brought up to date.
-  RuleStep first(const RuleStep& rule, const Expression& G) const {
+  // The first: that of the rule or, where some moments are of rows and columns, with these brought up to date on the
+  // host.
+  RuleStep first(const RuleStep& rule, const Expression& G, at::ArrayRef<StoredTensor> moments) const {
     if (!rule.rule().with_lines) return rule;
     std::vector<double> of_rows(static_cast<std::size_t>(G.out)), of_columns(static_cast<std::size_t>(G.in));
-    sum_squares_of_lines(G, of_rows, of_columns, torch_context(G));
-    auto numbers = [](const Stored& m) {
-      return std::span(static_cast<float*>(m.values.data), static_cast<std::size_t>(m.values.rows * m.values.cols));
+    kernels_of(place.device.type()).sum_squares_of_lines(place, G, of_rows, of_columns);
+    at::Tensor rows = moments[0].values.cpu(), columns = moments[1].values.cpu();
+    auto numbers = [](const at::Tensor& m) {
+      return std::span(m.mutable_data_ptr<float>(), static_cast<std::size_t>(m.numel()));
     };
-    return rule.rule().with_lines(rule, {of_rows, of_columns}, numbers(S[0]), numbers(S[1]));
+    RuleStep first = rule.rule().with_lines(rule, {of_rows, of_columns}, numbers(rows), numbers(columns));
+    moments[0].values.copy_(rows);
+    moments[1].values.copy_(columns);
+    return first;
   }
 
   // Runs one, and gives the next.
@@ -70,8 +72,27 @@ struct Passes {
 
 }  // namespace
 
+bool UpdatesTogether::take(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
+                           const RuleStep& rule) {
+  const RuleInfo& info = rule.rule();
+  const Dense* D = only_dense(G);
+  if (!D || !is_element_wise(info) || info.next_pass) return false;
+  auto same = [&](const Group& group) { return group.place.device == place.device && group.rule == rule; };
+  auto group = std::ranges::find_if(groups_, same);
+  if (group == groups_.end()) group = groups_.insert(group, {place, rule, {}});
+  group->updates.push_back({W, {S.begin(), S.end()}, *D, G.scale});
+  return true;
+}
+
+void UpdatesTogether::run() {
+  for (const Group& group : groups_)
+    kernels_of(group.place.device.type()).update_all(group.place, group.updates, group.rule);
+  groups_.clear();
+}
+
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,
-                   const Expression& G, const RuleStep& rule, bool exact, std::span<RoundingCount> rounding) {
+                   const Expression& G, const RuleStep& rule, bool exact, std::span<RoundingCount> rounding,
+                   UpdatesTogether* together) {
   check(moments.size() == rule.rule().moments.size(), "update: ", rule.name(), " keeps ", rule.rule().moments.size(),
         " moments, got ", moments.size());
   const Place place = {weight.values.device(), exact};
@@ -82,8 +103,10 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
     S[i] = moments[i].view({moment.rows(shape.out), moment.cols(shape.in)});
   }
   Passes passes = {place, weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
-  std::optional<RuleStep> pass = passes.first(rule, G);
-  while (pass) pass = passes.run(*pass, passes.gradient(G));
+  if (!together || !rounding.empty() || !together->take(place, passes.W, passes.S, G, rule)) {
+    std::optional<RuleStep> pass = passes.first(rule, G, moments);
+    while (pass) pass = passes.run(*pass, passes.gradient(G));
+  }
   bump(weight);
   for (const StoredTensor& moment : moments) bump(moment);
 }

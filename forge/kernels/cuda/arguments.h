@@ -16,8 +16,9 @@ void check_expression(const char* who, const Expression& G);
 ChainArguments chain_arguments(const Expression& G, const OnDevice& numbers);
 
 template <int kMatrices>
-WeightArguments<kMatrices> weight_arguments(const Stored& W, std::span<const Stored> S) {
-  WeightArguments<kMatrices> weight = {{}, W.noise, static_cast<int>(W.values.rows), static_cast<int>(W.values.cols)};
+WeightArguments<kMatrices> weight_arguments(const Stored& W, std::span<const Stored> S, const OnDevice& numbers) {
+  WeightArguments<kMatrices> weight = {
+      {}, W.noise, numbers.noise_step, static_cast<int>(W.values.rows), static_cast<int>(W.values.cols)};
   weight.matrices[0] = arguments_of(W, 0);
   for (int k = 1; k < kMatrices; ++k) weight.matrices[k] = arguments_of(S[static_cast<std::size_t>(k - 1)], k);
   return weight;

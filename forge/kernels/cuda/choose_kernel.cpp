@@ -24,7 +24,7 @@ bool can_multiply_halves(const Expression& G) {
 bool has_kernel(const RuleInfo& rule) {
   bool listed = false;
   RuleList::for_each([&]<class Rule>() { listed = listed || rule.id == kRuleInfo<Rule>.id; });
-  return listed && is_element_wise(rule);
+  return listed;
 }
 
 bool is_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {

@@ -22,7 +22,7 @@ struct KernelConfig {
 // dense terms.
 bool can_multiply_halves(const Expression& G);
 
-// Whether update_rows has the rule: every element-wise one of the list.
+// Whether update_rows has the rule: every one of the list.
 bool has_kernel(const RuleInfo& rule);
 
 // Whether there is a kernel that makes G's tiles and updates with them.

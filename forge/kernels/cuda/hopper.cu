@@ -54,7 +54,7 @@ void launch_update(const Stored& W, std::span<const Stored> S, const Expression&
   using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
   launch_blocks(update_tiles_on_hopper<Operation>, G, launch,
                 hopper_arguments<RowUpdate<Operation>>(
-                    G, launch, {weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>()}));
+                    G, launch, {weight_arguments<Operation::kMatrices>(W, S, launch.numbers), *rule.get<Rule>()}));
 }
 
 LaunchUpdate find_fused(const RuleInfo& rule, const Stored& W, std::span<const Stored> S) {
@@ -107,7 +107,8 @@ void materialize_on_hopper(const Matrix& D, const Expression& G, const Launch& l
   check_product("materialize_on_hopper", G, launch);
   check_materialized("materialize_on_hopper", D, G);
   if (is_empty(G)) return;
-  launch_blocks(store_tiles_on_hopper, G, launch, hopper_arguments<RowStore>(G, launch, weight_arguments<1>(D, {})));
+  launch_blocks(store_tiles_on_hopper, G, launch,
+                hopper_arguments<RowStore>(G, launch, weight_arguments<1>(D, {}, launch.numbers)));
 }
 
 }  // namespace forge::cuda

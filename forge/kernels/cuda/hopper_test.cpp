@@ -132,7 +132,7 @@ TEST(Hopper, GivesAShardTheBitsOfItsPlace) {
 TEST(Hopper, TakesScaleAndConstantsFromTheDeviceAndSkipsABadStep) {
   Random random(93);
   Gradient g({20, 40}, tokens(4), random, whole_numbers(random));
-  expect_numbers_from_the_device(instances_on_hopper().front(), g, random, update_emulated);
+  expect_numbers_from_the_device(instances_on_hopper()[1], g, random, update_emulated);
 }
 
 TEST(Hopper, SaysWhatItCan) {

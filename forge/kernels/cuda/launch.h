@@ -24,6 +24,7 @@ struct OnDevice {
   const float* found_inf = nullptr;  // where it is not 0, nothing is written
   // RuleStep::constants() of the same rule, copied: they hold the learning rate and what depends on the step.
   const void* constants = nullptr;
+  const std::int64_t* noise_step = nullptr;  // Noise::step of every weight
 };
 
 struct Launch {
@@ -43,12 +44,13 @@ void update(const Stored& W, std::span<const Stored> S, const Expression& G, con
 struct WeightInMemory {
   Stored W;
   std::span<const Stored> S;
-  Dense D;
+  Dense D;  // of no account in a pass that does not read the gradient
   float scale = 1;
+  double* row_sums = nullptr;  // for a pass that sums: (rows, its sums), overwritten
 };
 
-// update for each of them, one kernel for kMostWeights: norms and biases of a model are one launch. Throws Error where
-// the rule is not element-wise.
+// update for each of them, one kernel for kMostWeights: norms and biases of a model are one launch. The sums of a pass
+// are left by rows, for add_row_sums. Throws Error where the rule is not of the list.
 void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, const Launch& launch);
 
 // As in kernels/materialize.h.
@@ -57,5 +59,12 @@ void materialize(const Matrix& D, const Expression& G, const Launch& launch);
 // As in kernels/norm.h, into `sum` in the device's memory. Workspace: so many bytes, aligned to 8.
 std::size_t norm_workspace_bytes(const Expression& G);
 void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspace, const Launch& launch);
+
+// sums[k] ← Σ row_sums[r * count + k] over r, from the first row to the last.
+void add_row_sums(double* sums, const double* row_sums, std::int64_t rows, int count, const Launch& launch);
+
+// As in kernels/line_sums.h, of a gradient D in memory: of_rows is overwritten, of_columns added to, so that D may be
+// some rows of a gradient after the others.
+void sum_squares_of_lines(double* of_rows, double* of_columns, const ConstMatrix& D, const Launch& launch);
 
 }  // namespace forge::cuda

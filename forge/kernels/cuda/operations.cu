@@ -7,7 +7,9 @@ const Operations& operations() {
                                      .update_rows = update_rows,
                                      .materialize = materialize,
                                      .norm_workspace_bytes = norm_workspace_bytes,
-                                     .sum_squares = sum_squares};
+                                     .sum_squares = sum_squares,
+                                     .add_row_sums = add_row_sums,
+                                     .sum_squares_of_lines = sum_squares_of_lines};
   return all;
 }
 

@@ -11,6 +11,8 @@ struct Operations {
   decltype(&cuda::materialize) materialize;
   decltype(&cuda::norm_workspace_bytes) norm_workspace_bytes;
   decltype(&cuda::sum_squares) sum_squares;
+  decltype(&cuda::add_row_sums) add_row_sums;
+  decltype(&cuda::sum_squares_of_lines) sum_squares_of_lines;
 };
 
 const Operations& operations();

@@ -20,9 +20,15 @@ template <int kMatrices>
 struct WeightArguments {
   StoredArguments matrices[kMatrices];  // the weight, then its moments
   Noise noise;
+  const std::int64_t* noise_step;  // on the device, in place of the noise's; or null
   int rows, cols;
 
   FORGE_DEVICE Spot spot(int row, int col) const { return spot_in(rows, cols, row, col); }
+  FORGE_DEVICE Noise noise_now() const {
+    Noise now = noise;
+    if (noise_step) now.step = *noise_step;
+    return now;
+  }
 };
 
 // W, S ← Rule(W, S, scale · g) on four columns of a row a thread, so on 128 a warp. What feeds it, memory or a tile's
@@ -30,7 +36,6 @@ struct WeightArguments {
 // nothing but the vote on their block's scale, as zeros.
 template <class Rule, class WeightStored, class StateStored>
 struct RowOperation {
-  static_assert(is_element_wise(kRuleInfo<Rule>));
   static constexpr int kMoments = static_cast<int>(Rule::kMoments.size()), kMatrices = 1 + kMoments;
   using Arguments = WeightArguments<kMatrices>;
   using Step = typename Rule::Step;
@@ -41,19 +46,21 @@ struct RowOperation {
 
   FORGE_DEVICE static Loaded load(const Arguments& weight, const Spot& at) {
     Loaded loaded;
-    unrolled<kMatrices>([&]<int i>() { loaded.raw[i] = load_raw<StoredAs<i>>(weight.matrices[i], at); });
+    unrolled<kMatrices>([&]<int i>() { loaded.raw[i] = load_raw<StoredAs<i>>(weight.matrices[i], spot_of<i>(at)); });
     return loaded;
   }
 
+  // numbers: what a pass sums the squares of, four of each.
   FORGE_DEVICE static void update(const Arguments& weight, const Step& step, const Spot& at, const Loaded& loaded,
-                                  const float* g, float scale) {
+                                  const float* g, float scale, float* const* numbers = nullptr) {
     float x[kMatrices][kThreadColumns];
     float* moments[kMatrices];
     unrolled<kMatrices>([&]<int i>() {
       decode<StoredAs<i>, sign_of<i>()>(weight.matrices[i], loaded.raw[i], x[i]);
+      if constexpr (extent_of<i>() == Extent::row) Columns::each([&](int c) { x[i][c] = x[i][0]; });
       if constexpr (i > 0) moments[i - 1] = x[i];
     });
-    RuleLoop<Rule, Columns>::apply(x[0], moments, g, Columns::kLanes, scale, step, nullptr);
+    RuleLoop<Rule, Columns>::apply(x[0], moments, g, Columns::kLanes, scale, step, numbers);
     unrolled<kMatrices>([&]<int i>() {
       constexpr bool kWritten = i == 0 ? PassOf<Rule>::kWritesWeight : PassOf<Rule>::kWritesMoments;
       if constexpr (kWritten) store<i>(weight, at, x[i]);
@@ -65,11 +72,26 @@ struct RowOperation {
   using StoredAs = std::conditional_t<i == 0, WeightStored, StateStored>;
 
   template <int i>
-  static constexpr Sign sign_of() {
+  static constexpr Moment moment() {
     if constexpr (i == 0)
-      return Sign::any;
+      return {"weight"};
     else
-      return Rule::kMoments[i - 1].sign;
+      return Rule::kMoments[i - 1];
+  }
+  template <int i>
+  static constexpr Sign sign_of() {
+    return moment<i>().sign;
+  }
+  template <int i>
+  static constexpr Extent extent_of() {
+    return moment<i>().extent;
+  }
+  // Where the numbers lie that four columns have.
+  template <int i>
+  FORGE_DEVICE static Spot spot_of(const Spot& at) {
+    if constexpr (extent_of<i>() == Extent::row) return {at.row, 0, at.valid > 0 ? 1 : 0};
+    if constexpr (extent_of<i>() == Extent::column) return {0, at.col, at.valid};
+    return at;
   }
 
   template <int i>
@@ -81,7 +103,7 @@ struct RowOperation {
     if (Format::layout(m).random_bits > 0) {
       NoisePlace place = Format::template noise<i>(m);
       std::uint32_t noise[2];
-      draw_four(weight.noise, place.use, weight.cols, at, noise);
+      draw_four(weight.noise_now(), place.use, weight.cols, at, noise);
       raw = encode<Format, sign_of<i>()>(m, x, noise, place.byte);
     } else {
       raw = encode<Format, sign_of<i>()>(m, x);

@@ -36,8 +36,9 @@ template <class Rule, Format kWeight, Format kState>
 void launch_update(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
                    const Launch& launch) {
   using Operation = RowOperation<Rule, Fixed<kWeight>, Fixed<kState>>;
-  UpdateArguments<Operation> arguments = {{weight_arguments<Operation::kMatrices>(W, S), *rule.get<Rule>()},
-                                          chain_arguments(G, launch.numbers)};
+  UpdateArguments<Operation> arguments = {
+      {weight_arguments<Operation::kMatrices>(W, S, launch.numbers), *rule.get<Rule>()},
+      chain_arguments(G, launch.numbers)};
   with_chain(G, launch, [&]<class Chain>() {
     launch_kernel(update_tiles<Chain, Operation>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
   });
@@ -67,7 +68,7 @@ void materialize(const Matrix& D, const Expression& G, const Launch& launch) {
   check_expression("materialize", G);
   check_materialized("materialize", D, G);
   if (is_empty(G)) return;
-  StoreArguments arguments = {weight_arguments<1>(D, {}), chain_arguments(G, launch.numbers)};
+  StoreArguments arguments = {weight_arguments<1>(D, {}, launch.numbers), chain_arguments(G, launch.numbers)};
   with_chain(G, launch, [&]<class Chain>() {
     launch_kernel(store_tiles<Chain>, tiles_of(G), kChainThreads, kChainShared, launch.stream, arguments);
   });
@@ -88,8 +89,7 @@ void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspac
       launch_kernel(square_rows<Chain>, blocks, kChainThreads, kChainShared, launch.stream, arguments);
     });
   }
-  constexpr unsigned kWarp = 32;
-  launch_kernel(add_rows_sums, {1, 1, 1}, kWarp, 0, launch.stream, AddArguments{row_sums, G.out, sum});
+  add_row_sums(sum, row_sums, G.out, 1, launch);
 }
 
 }  // namespace forge::cuda

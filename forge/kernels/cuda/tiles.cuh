@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "forge/kernels/cuda/row_sum.cuh"
 #include "forge/kernels/cuda/tile.cuh"
 #include "forge/kernels/cuda/tile_rows.cuh"
 #include "forge/kernels/norm_lanes.h"
@@ -66,13 +67,6 @@ struct NormArguments {
   ChainArguments G;
 };
 
-FORGE_DEVICE double shuffle_xor(double x, int lanes) {
-  auto bits = std::bit_cast<std::uint64_t>(x);
-  std::uint64_t low = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits), lanes);
-  std::uint64_t high = __shfl_xor_sync(~0u, static_cast<std::uint32_t>(bits >> 32), lanes);
-  return std::bit_cast<double>(high << 32 | low);
-}
-
 // row_sums[r] ← the sum of the squares of row r, in the order of norm_lanes.h. Blocks: 128 rows each, whose tiles it
 // takes from left to right. Half a warp has a row, a thread one of its 16 lanes.
 template <class Chain>
@@ -103,20 +97,6 @@ __global__ void __launch_bounds__(kChainThreads, 1) square_rows(FORGE_PARAMETER(
     const int row = row0 + first + k * kRowsAtOnce;
     if (lane == 0 && row < G.out) arguments.row_sums[row] = sum;
   }
-}
-
-struct AddArguments {
-  const double* row_sums;
-  std::int64_t rows;
-  double* sum;
-};
-
-// From top to bottom, so by one thread: 4096 rows are 4096 additions, some ten microseconds.
-static __global__ void add_rows_sums(FORGE_PARAMETER(AddArguments) arguments) {
-  if (threadIdx.x != 0) return;
-  double sum = 0;
-  for (std::int64_t row = 0; row < arguments.rows; ++row) sum += arguments.row_sums[row];
-  *arguments.sum = sum;
 }
 
 }  // namespace forge::cuda

@@ -1,33 +1,33 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "forge/base/testing/random.h"
 #include "forge/base/testing/refusal.h"
 #include "forge/kernels/cuda/testing/emulated.h"
+#include "forge/kernels/line_sums.h"
 
 namespace forge {
 namespace {
 
 using namespace forge::testing;
 
-// Rules that have a kernel of rows.
-std::vector<const RuleCase*> element_wise_cases() {
-  std::vector<const RuleCase*> all;
-  for (const RuleCase& rule : rule_cases())
-    if (is_element_wise(rule.prepare(1).rule())) all.push_back(&rule);
-  return all;
-}
-
 const GradientSpec kDense{"dense", {{TermSpec::dense}}, 1};
 
 Dense only_term(const Gradient& g) { return std::get<Dense>(g.terms().front()); }
 
-void update_emulated(Weight& weight, const Gradient& g, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
+Sums update_emulated(Weight& weight, const Gradient& g, const RuleStep& rule) {
+  const Expression G = g.expression();
+  const int count = rule.rule().sums;
   std::vector<Stored> moments = weight.moments();
-  cuda::WeightInMemory one = {weight.W.view(), moments, only_term(g), g.expression().scale};
-  cuda::update_rows({&one, 1}, rule, {nullptr, numbers});
+  std::vector<double> row_sums(static_cast<std::size_t>(G.out * count), -1);  // they are overwritten
+  cuda::WeightInMemory one = {weight.W.view(), moments, only_term(g), G.scale, row_sums.data()};
+  cuda::update_rows({&one, 1}, rule, {});
+  Sums sums = {.of_squares = {}, .out = G.out, .in = G.in};
+  if (count > 0) cuda::add_row_sums(sums.of_squares.data(), row_sums.data(), G.out, count, {});
+  return sums;
 }
 
 // Shapes: one number; less than a thread's four; ragged blocks; more than a warp's 128; whole blocks.
@@ -40,25 +40,47 @@ constexpr std::int64_t padding_of(Shape shape, std::size_t turn) { return turn %
 TEST(UpdateRows, HasTheBitsOfRefForEveryRuleInEveryPairOfFormats) {
   Random random(17);
   std::size_t turn = 0;
-  auto cases = element_wise_cases();
-  for (const RuleCase* rule : cases)
+  for (const RuleCase& rule : rule_cases())
     for (Storage storage : storages()) {
       Shape shape = kShapes[turn % std::size(kShapes)];
-      SCOPED_TRACE(::testing::Message() << rule->name << ", " << storage << ", (" << shape.out << ", " << shape.in
+      SCOPED_TRACE(::testing::Message() << rule.name << ", " << storage << ", (" << shape.out << ", " << shape.in
                                         << "), turn " << turn);
       GradientSpec spec = {"dense", {{TermSpec::dense, 0, turn % 5 ? 1.f : 0.7f, kGradientTypes[turn % 3]}}, 0.6f};
-      Weight expected = padded_weight(shape, storage, rule->prepare(1).rule(), padding_of(shape, turn / 8),
+      Weight expected = padded_weight(shape, storage, rule.prepare(1).rule(), padding_of(shape, turn / 8),
                                       [&] { return random.uniform(-1, 1); });
       Weight emulated = expected;
       for (int step = 1; step <= 2; ++step) {
         Gradient g(shape, spec, random);
-        run_update(reference(), expected, g.expression(), rule->prepare(step));
-        emulate(turn, [&] { update_emulated(emulated, g, rule->prepare(step)); });
+        const Sums sums = run_update(reference(), expected, g.expression(), rule.prepare(step));
+        EXPECT_TRUE(same_sums(sums, emulate(turn, [&] { return update_emulated(emulated, g, rule.prepare(step)); })));
       }
       ASSERT_TRUE(same_bits(expected, emulated));
       ++turn;
     }
-  EXPECT_EQ(turn, cases.size() * storages().size());
+  EXPECT_EQ(turn, rule_cases().size() * storages().size());
+}
+
+// Of a gradient of several slabs: sums of columns go on from one to the next.
+TEST(Lines, HaveTheBitsOfRef) {
+  Random random(29);
+  constexpr std::int64_t kManyColumns = kLineShards * kLinePiece + 2 * kLinePiece + 77;  // shards of two pieces
+  for (Shape shape : {Shape{1, 1}, Shape{3, 2}, Shape{9, 300}, Shape{7, 135}, Shape{3, kManyColumns}, Shape{0, 5}}) {
+    SCOPED_TRACE(::testing::Message() << shape.out << ", " << shape.in);
+    Gradient g(shape, kDense, random);
+    const ConstMatrix D = only_term(g).D;
+    const Lines expected = run_sum_squares_of_lines(reference(), g.expression());
+    Lines found = {std::vector<double>(static_cast<std::size_t>(shape.out), -1),
+                   std::vector<double>(static_cast<std::size_t>(shape.in), 0)};
+    emulate(static_cast<std::uint64_t>(shape.in), [&] {
+      for (std::int64_t from = 0, rows = 0; from < shape.out; from += rows) {
+        rows = std::min<std::int64_t>(shape.out - from, 5);
+        cuda::sum_squares_of_lines(found.of_rows.data() + from, found.of_columns.data(),
+                                   {D.row(from), D.dtype, rows, D.cols, D.stride}, {});
+      }
+    });
+    EXPECT_EQ(expected.of_rows, found.of_rows);
+    EXPECT_EQ(expected.of_columns, found.of_columns);
+  }
 }
 
 TEST(UpdateRows, TakesManyWeightsInOneLaunch) {
@@ -122,30 +144,22 @@ TEST(UpdateRows, GivesAShardTheBitsOfItsPlace) {
 
 struct OneUpdate {
   Shape shape = {3, 70};
+  Storage storage = {Format::bf16_stochastic, Format::bf16_stochastic};
   RuleStep rule = step_of<rules::AdamW>({}, 1);
   Random random{5};
-  Weight start = Weight(shape, {Format::fp32, Format::fp32}, rule.rule(), [&] { return random.uniform(-1, 1); });
+  Weight start = Weight(shape, storage, rule.rule(), [&] { return random.uniform(-1, 1); });
   Gradient g = Gradient(shape, kDense, random);
 };
 
-TEST(UpdateRows, TakesScaleAndConstantsFromTheDevice) {
+TEST(UpdateRows, TakesNumbersFromTheDevice) {
   OneUpdate one;
-  const RuleStep later = step_of<rules::AdamW>({.lr = 0.5}, 9);
-  Weight expected = one.start, emulated = one.start;
-  Expression scaled = one.g.expression();
-  scaled.scale = 0.125f;
-  run_update(reference(), expected, scaled, later);
-  const float scale = 0.125f, no_inf = 0;
-  emulate(1, [&] { update_emulated(emulated, one.g, one.rule, {&scale, &no_inf, later.constants()}); });
-  EXPECT_TRUE(same_bits(expected, emulated));
-}
-
-TEST(UpdateRows, ChangesNothingWhereAnInfWasFound) {
-  OneUpdate one;
-  Weight emulated = one.start;
-  const float found = 1;
-  emulate(1, [&] { update_emulated(emulated, one.g, one.rule, {nullptr, &found, nullptr}); });
-  EXPECT_TRUE(same_bits(one.start, emulated));
+  expect_numbers_from_the_device(
+      {one.rule, one.storage}, one.g, one.random,
+      [](Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers) {
+        std::vector<Stored> moments = weight.moments();
+        cuda::WeightInMemory w = {weight.W.view(), moments, std::get<Dense>(G.terms[0]), G.scale};
+        cuda::update_rows({&w, 1}, rule, {nullptr, numbers});
+      });
   EXPECT_EQ(emulator::session.launches, 1);
 }
 
@@ -162,7 +176,7 @@ TEST(UpdateRows, RefusesWhatDoesNotFit) {
   cuda::WeightInMemory other = weight;
   other.D.D.cols = 69;
   EXPECT_TRUE(refused(other, one.rule, "update_rows: Dense term is (3, 69), expected (3, 70)"));
-  EXPECT_TRUE(refused(weight, step_of<rules::LambMoments>({}, 1), "has no kernel: it needs a sum over the weight"));
+  EXPECT_TRUE(refused(weight, step_of<rules::LambMoments>({}, 1), "lamb_moments sums, and a weight has no row_sums"));
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ void launch_on_hopper(const Stored& W, std::span<const Stored> S, const Expressi
                                                       static_cast<int>(term.X.rows),
                                                       G.scale,
                                                       {},
-                                                      {weight_arguments<3>(W, S), *rule.get<rules::AdamW>()}});
+                                                      {weight_arguments<3>(W, S, {}), *rule.get<rules::AdamW>()}});
 }
 
 }  // namespace forge

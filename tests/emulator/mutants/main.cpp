@@ -136,11 +136,37 @@ bool rows_are_right(std::uint64_t seed) {
   return true;
 }
 
+// A pass with moments of rows and columns and two sums, and the sums that those are made from: several pieces of
+// columns, numbers of many magnitudes.
+bool sums_are_right(std::uint64_t seed) {
+  Random random(static_cast<unsigned>(seed));
+  const Shape shape = {3 + static_cast<std::int64_t>(seed), seed % 2 ? 9000 : 333};
+  // Without an epsilon 0 / 0 is at hand where there is no column.
+  const RuleStep rule = step_of<rules::AdafactorSums>({.eps1 = 0}, 2);
+  auto next = [&] { return std::ldexp(random.uniform(-1, 1), random.below(20)); };
+  Weight weight(shape, {Format::bf16, Format::fp32}, rule.rule(), next);
+  Gradient g(shape, {"dense", {{TermSpec::dense}}}, random, next);
+  const Dense D = std::get<Dense>(g.terms().front());
+
+  std::vector<Stored> moments = weight.moments();
+  std::vector<double> of_rows(static_cast<std::size_t>(2 * shape.out));
+  Sums sums = {.of_squares = {}, .out = shape.out, .in = shape.in};
+  launch_pass({weight.W.view(), moments, D, 1, of_rows.data()}, rule, sums.of_squares.data());
+  if (!same_sums(sums, run_update(reference(), weight, g.expression(), rule))) return false;
+
+  Lines lines = {of_rows, std::vector<double>(static_cast<std::size_t>(shape.in))};
+  lines.of_rows.resize(static_cast<std::size_t>(shape.out));
+  launch_lines(lines.of_rows.data(), lines.of_columns.data(), D.D);
+  const Lines expected = run_sum_squares_of_lines(reference(), g.expression());
+  return lines.of_rows == expected.of_rows && lines.of_columns == expected.of_columns;
+}
+
 int look(const std::string& part) {
   auto is_right = part == "tiles"    ? tiles_are_right
                   : part == "halves" ? halves_are_right
                   : part == "hopper" ? hopper_is_right
                   : part == "stored" ? stored_is_right
+                  : part == "sums"   ? sums_are_right
                                      : rows_are_right;
   for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
     emulator::session = {emulator::Schedule::from_seed(seed), {}, 0};

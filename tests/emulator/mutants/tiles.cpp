@@ -15,7 +15,7 @@ void launch(const Stored& W, std::span<const Stored> S, const Expression& G, con
       update_tiles<Chain, Operation>,
       {static_cast<unsigned>(ceil_div(G.in, kTile)), static_cast<unsigned>(ceil_div(G.out, kTile)), 1}, kChainThreads,
       kChainShared, nullptr,
-      UpdateArguments<Operation>{{weight_arguments<3>(W, S), *rule.get<rules::AdamW>()}, chain_arguments(G, {})});
+      UpdateArguments<Operation>{{weight_arguments<3>(W, S, {}), *rule.get<rules::AdamW>()}, chain_arguments(G, {})});
 }
 
 void launch_tiles(const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule) {

@@ -40,8 +40,9 @@ template <class Next>
 Weight padded_weight(Shape shape, Storage storage, const RuleInfo& rule, std::int64_t padding, Next&& next) {
   Weight weight(shape, storage, rule, next);
   auto widened = [&](StoredBuffer& m, std::int64_t by) {
-    StoredBuffer to(shape.out, shape.in, m.format(), m.sign(), by);
-    for (std::int64_t r = 0; r < shape.out; ++r) to.set_row(r, m.row(r));
+    const Matrix values = m.view().values;
+    StoredBuffer to(values.rows, values.cols, m.format(), m.sign(), by);
+    for (std::int64_t r = 0; r < values.rows; ++r) to.set_row(r, m.row(r));
     m = to;
   };
   widened(weight.W, padding);
@@ -90,8 +91,8 @@ void expect_fused_equals_two_phase(const GradientSpec& spec, const cuda::Launch&
       [&](const Matrix& D, const Expression& G) { cuda::materialize(D, G, launch); });
 }
 
-// Scale and constants that a kernel reads on the device are those of ref given them by the host; a bad step writes
-// nothing. `instance` is of AdamW; update(weight, G, rule, numbers).
+// Scale, constants and noise's step that a kernel reads on the device are those of ref given them by the host; a bad
+// step writes nothing. `instance` is of AdamW; update(weight, G, rule, numbers).
 template <class Random, class Update>
 void expect_numbers_from_the_device(const Instance& instance, const Gradient& g, Random& random, Update&& update) {
   const Shape shape = {g.expression().out, g.expression().in};
@@ -99,15 +100,17 @@ void expect_numbers_from_the_device(const Instance& instance, const Gradient& g,
   Weight expected = start, emulated = start, skipped = start;
   const RuleStep later = step_of<rules::AdamW>({.lr = 0.5}, 9);
   const float scale = 0.125f, found = 1;
+  const std::int64_t step = (std::int64_t{3} << 32) + 9;  // both of its words count
+  expected.W.noise.step = step;
   Expression scaled = g.expression();
   scaled.scale = scale;
   run_update(reference(), expected, scaled, later);
   auto run = [&](Weight& weight, const cuda::OnDevice& numbers) {
     emulate(5, [&] { update(weight, g.expression(), instance.rule, numbers); });
   };
-  run(emulated, {&scale, nullptr, later.constants()});
+  run(emulated, {&scale, nullptr, later.constants(), &step});
   EXPECT_TRUE(same_bits(expected, emulated));
-  run(skipped, {nullptr, &found, nullptr});
+  run(skipped, {.found_inf = &found});
   EXPECT_TRUE(same_bits(start, skipped));
 }
 
