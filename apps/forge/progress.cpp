@@ -33,27 +33,27 @@ std::string readable_bytes(std::int64_t bytes) {
   return mib >= 10 ? fmt::format("{:.0f} MiB", mib) : fmt::format("{:.2f} MiB", mib);
 }
 
-Progress::Progress(std::int64_t steps, std::int64_t tokens_a_step)
+ProgressLine::ProgressLine(std::int64_t steps, std::int64_t tokens_a_step)
     : steps_(steps),
       tokens_a_step_(tokens_a_step),
       terminal_(isatty(STDOUT_FILENO) != 0),
       start_(std::chrono::steady_clock::now()) {}
 
-double Progress::seconds() const {
+double ProgressLine::seconds() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
-double Progress::tokens_per_second(std::int64_t step) const {
+double ProgressLine::tokens_per_second(std::int64_t step) const {
   return static_cast<double>(step * tokens_a_step_) / std::max(seconds(), 1e-9);
 }
 
-std::string Progress::line(std::int64_t step, double loss, const std::string& more) const {
+std::string ProgressLine::line(std::int64_t step, double loss, const std::string& more) const {
   const double left = seconds() / static_cast<double>(step) * static_cast<double>(steps_ - step);
   return fmt::format("step {}/{}  loss {:.4f}{}  {:.0f} tokens/s  peak {}  {} left", step, steps_, loss, more,
                      tokens_per_second(step), readable_bytes(peak_resident_bytes()), readable_seconds(left));
 }
 
-void Progress::show(std::int64_t step, double loss, const std::string& more) {
+void ProgressLine::show(std::int64_t step, double loss, const std::string& more) {
   const std::int64_t every = (steps_ + kPlainLines - 1) / kPlainLines;
   if (terminal_) {
     fmt::print("\r\033[K{}", line(step, loss, more));
@@ -63,7 +63,7 @@ void Progress::show(std::int64_t step, double loss, const std::string& more) {
   std::fflush(stdout);
 }
 
-void Progress::finish() {
+void ProgressLine::finish() {
   if (terminal_) fmt::print("\n");
 }
 

@@ -12,9 +12,9 @@ std::int64_t peak_resident_bytes();
 std::string readable_bytes(std::int64_t bytes);
 
 // Where training stands: one line that renews itself on a terminal, about twenty plain ones otherwise. On stdout.
-class Progress {
+class ProgressLine {
  public:
-  Progress(std::int64_t steps, std::int64_t tokens_a_step);
+  ProgressLine(std::int64_t steps, std::int64_t tokens_a_step);
   // more: what else the line says of the step.
   void show(std::int64_t step, double loss, const std::string& more = "");
   void finish();  // closes the line

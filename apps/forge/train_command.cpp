@@ -44,7 +44,7 @@ Llama make_model(const TrainOptions& options, LlamaConfig config, const Corpus& 
   return model;
 }
 
-ordered_json step_record(std::int64_t step, double lr, const StepResult& result, const Progress& progress) {
+ordered_json step_record(std::int64_t step, double lr, const StepResult& result, const ProgressLine& progress) {
   ordered_json record = {{"event", "step"},
                          {"step", step},
                          {"loss", result.loss},
@@ -66,7 +66,7 @@ ordered_json step_record(std::int64_t step, double lr, const StepResult& result,
 void train_steps(const TrainOptions& options, Trainer& trainer, Batches& batches, RunLog& log) {
   const LearningRate schedule = options.learning_rate();
   const std::int64_t micro_batches = options.trainer.accumulation;
-  Progress progress(options.steps, micro_batches * options.batch * options.seq);
+  ProgressLine progress(options.steps, micro_batches * options.batch * options.seq);
   for (std::int64_t step = 1; step <= options.steps; ++step) {
     std::vector<at::Tensor> windows;
     for (std::int64_t i = 0; i < micro_batches; ++i) windows.push_back(batches.next(options.batch));

@@ -48,8 +48,8 @@ class Storage {
 };
 
 // A weight with its moments, and what its updates took.
-struct Weight {
-  Weight(const UpdateBenchOptions& o, Format w, Format s, const RuleInfo& rule)
+struct TimedWeight {
+  TimedWeight(const UpdateBenchOptions& o, Format w, Format s, const RuleInfo& rule)
       : weight(w), state(s), W(o.out, o.in, w, Sign::any) {
     for (const Moment& moment : rule.moments) moments.emplace_back(o.out, o.in, s, moment.sign);
     for (const Storage& m : moments) views.push_back(m.view());
@@ -109,15 +109,15 @@ class UpdateBench {
     const Operands operands(options_, tokens);
     AtExecutor executor;
     std::vector<double> gflops;
-    for (Weight& w : weights_) w.fused.clear(), w.two_phase.clear(), w.stream.clear();
+    for (TimedWeight& w : weights_) w.fused.clear(), w.two_phase.clear(), w.stream.clear();
     for (std::int64_t i = 0; i <= options_.repetitions; ++i) {
       gflops.push_back(fma_gflops(executor));
-      for (Weight& w : weights_) measure(w, operands.G);
+      for (TimedWeight& w : weights_) measure(w, operands.G);
     }
     const double product_ms =
         2e-6 * static_cast<double>(tokens * options_.out * options_.in) / std::max(median(gflops), 1e-9);
     std::vector<UpdateBenchRow> all;
-    for (const Weight& w : weights_)
+    for (const TimedWeight& w : weights_)
       all.push_back({.weight = w.weight,
                      .state = w.state,
                      .tokens = tokens,
@@ -141,7 +141,7 @@ class UpdateBench {
     return step;
   }
 
-  void measure(Weight& w, const Expression& G) {
+  void measure(TimedWeight& w, const Expression& G) {
     const Expression nothing = {.out = G.out, .in = G.in, .terms = {}, .scale = 1};
     const Term dense = Dense{D_};
     const Expression multiplied = {.out = G.out, .in = G.in, .terms = {&dense, 1}, .scale = 1};
@@ -155,7 +155,7 @@ class UpdateBench {
 
   UpdateBenchOptions options_;
   Progress progress_;
-  std::vector<Weight> weights_;
+  std::vector<TimedWeight> weights_;
   Pages gradient_;
   Matrix D_;
 };

@@ -12,25 +12,25 @@
 namespace forge {
 namespace {
 
-struct Case {
+struct ExecutorCase {
   const char* name;
   std::shared_ptr<Executor> executor;
   int workers;
 };
 
-const std::vector<Case>& cases() {
-  static const std::vector<Case> all = {{"serial", std::make_shared<SerialExecutor>(), 1},
-                                        {"reverse, 1", std::make_shared<testing::ReverseExecutor>(1), 1},
-                                        {"reverse, 5", std::make_shared<testing::ReverseExecutor>(5), 5},
-                                        {"sleeping, 3", std::make_shared<testing::SleepingThreads>(3), 3},
-                                        {"OpenMP, 1", std::make_shared<OpenMpExecutor>(1), 1},
-                                        {"OpenMP, 2", std::make_shared<OpenMpExecutor>(2), 2},
-                                        {"OpenMP, 3", std::make_shared<OpenMpExecutor>(3), 3}};
+const std::vector<ExecutorCase>& executor_cases() {
+  static const std::vector<ExecutorCase> all = {{"serial", std::make_shared<SerialExecutor>(), 1},
+                                                {"reverse, 1", std::make_shared<testing::ReverseExecutor>(1), 1},
+                                                {"reverse, 5", std::make_shared<testing::ReverseExecutor>(5), 5},
+                                                {"sleeping, 3", std::make_shared<testing::SleepingThreads>(3), 3},
+                                                {"OpenMP, 1", std::make_shared<OpenMpExecutor>(1), 1},
+                                                {"OpenMP, 2", std::make_shared<OpenMpExecutor>(2), 2},
+                                                {"OpenMP, 3", std::make_shared<OpenMpExecutor>(3), 3}};
   return all;
 }
 
 TEST(Executor, CallsItsBodyOnceForEachWorker) {
-  for (const Case& c : cases()) {
+  for (const ExecutorCase& c : executor_cases()) {
     SCOPED_TRACE(c.name);
     ASSERT_EQ(c.executor->workers(), c.workers);
     std::vector<std::atomic<int>> calls(static_cast<std::size_t>(c.workers));
@@ -40,7 +40,7 @@ TEST(Executor, CallsItsBodyOnceForEachWorker) {
 }
 
 TEST(Executor, HandsOutEachTaskOnce) {
-  for (const Case& c : cases()) {
+  for (const ExecutorCase& c : executor_cases()) {
     for (std::int64_t tasks : {0, 1, 2, 7, 100}) {
       SCOPED_TRACE(::testing::Message() << c.name << ", " << tasks << " tasks");
       std::vector<std::atomic<int>> calls(static_cast<std::size_t>(tasks));

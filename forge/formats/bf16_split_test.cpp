@@ -2,19 +2,19 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "forge/base/scalar.h"
+#include "forge/base/testing/bits.h"
 #include "forge/base/testing/random.h"
 
 namespace forge::formats {
 namespace {
 
-float from(std::uint32_t bits) { return std::bit_cast<float>(bits); }
-std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+using testing::bits_of;
+using testing::from_bits;
 
 // The two parts of a number and what they decode to.
 struct Split {
@@ -28,7 +28,7 @@ template <class Format, class Low>
 Split split(std::uint32_t u) {
   std::uint16_t high = 0;
   Low low = 0;
-  float x = from(u), back = 0;
+  float x = from_bits(u), back = 0;
   Format::template encode<Scalar>(&x, 1, {&high, &low, nullptr});
   Format::template decode<Scalar>({&high, &low, nullptr}, 1, &back);
   return {high, low, bits_of(back)};
@@ -38,7 +38,7 @@ Split split8(std::uint32_t u) { return split<Bf16Plus8, std::int8_t>(u); }
 
 std::uint16_t nearest_bf16(std::uint32_t u) {
   std::uint16_t h = 0;
-  Bf16::encode_one(Scalar(from(u)), &h);
+  Bf16::encode_one(Scalar(from_bits(u)), &h);
   return h;
 }
 
@@ -62,7 +62,7 @@ bool is_quiet_nan(const Split& s, std::uint32_t u) {
 
 // Lossless; forward sees the nearest bf16, at exact ties the one away from 0.
 bool is_right16(const Split& s, std::uint32_t u) {
-  if (std::isnan(from(u))) return is_quiet_nan(s, u);
+  if (std::isnan(from_bits(u))) return is_quiet_nan(s, u);
   bool tie = (u & 0xFFFF) == 0x8000;
   return s.back == u && s.high == (tie ? (u >> 16) + 1 : nearest_bf16(u));
 }
@@ -84,8 +84,8 @@ std::uint32_t nearest24(std::uint32_t u) {
 
 // Nearest of 24 bits, at most 1/512 of bf16's last place away; forward sees the bf16 nearest to that, ties away from 0.
 bool is_right8(const Split& s, std::uint32_t u) {
-  if (std::isnan(from(u))) return is_quiet_nan(s, u);
-  if (std::isinf(from(u))) return s.back == u && s.high == u >> 16 && s.low == 0;
+  if (std::isnan(from_bits(u))) return is_quiet_nan(s, u);
+  if (std::isinf(from_bits(u))) return s.back == u && s.high == u >> 16 && s.low == 0;
   std::uint32_t rounded = nearest24(u);
   double last_place = value((u & 0x7F800000) + 0x10000) - value(u & 0x7F800000);
   bool tie = (rounded & 0xFFFF) == 0x8000;

@@ -2,12 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "forge/base/scalar.h"
+#include "forge/base/testing/bits.h"
 #include "forge/base/testing/random.h"
 #include "forge/formats/bf16.h"
 #include "forge/formats/philox.h"
@@ -15,8 +15,10 @@
 namespace forge::formats {
 namespace {
 
-float from(std::uint32_t bits) { return std::bit_cast<float>(bits); }
-double value(std::uint16_t h) { return from(std::uint32_t{h} << 16); }
+using testing::bits_of;
+using testing::from_bits;
+
+double decoded(std::uint16_t h) { return from_bits(std::uint32_t{h} << 16); }
 
 using Rounding = std::uint16_t (*)(float x, std::uint16_t noise);
 
@@ -33,7 +35,7 @@ std::uint16_t encode(float x, std::uint16_t noise) {
   bool saturated = (up & 0x7FFF) == 0x7F80;
   std::uint32_t ups = 0, downs = 0;
   for (std::uint32_t noise = 0; noise < 0x10000; ++noise) {
-    std::uint16_t h = rounding(from(u), static_cast<std::uint16_t>(noise));
+    std::uint16_t h = rounding(from_bits(u), static_cast<std::uint16_t>(noise));
     ups += h == up;
     downs += h == down;
   }
@@ -56,19 +58,19 @@ TEST(Bf16Stochastic, HasTheNumberAsItsMean) {
   for (std::uint32_t u : {0x3F801234u, 0xC2F7FFFFu, 0x00008001u, 0x807F4321u, 0x3FFFFFFFu}) {
     double sum = 0;  // exact: 2¹⁶ numbers of 8 bits each, of at most two binades
     for (std::uint32_t noise = 0; noise < 0x10000; ++noise)
-      sum += value(encode(from(u), static_cast<std::uint16_t>(noise)));
-    EXPECT_EQ(sum / 0x10000, from(u)) << std::hex << u;
+      sum += decoded(encode(from_bits(u), static_cast<std::uint16_t>(noise)));
+    EXPECT_EQ(sum / 0x10000, from_bits(u)) << std::hex << u;
   }
 }
 
 TEST(Bf16Stochastic, KeepsWhatIsABf16AndNeverMakesAnInfinity) {
   for (std::uint32_t h = 0; h < 0x10000; ++h)
     for (std::uint16_t noise : {0, 1, 0x8000, 0xFFFF}) {
-      float x = from(h << 16);
+      float x = from_bits(h << 16);
       EXPECT_EQ(encode(x, noise), std::isnan(x) ? (h | 0x40) : h) << std::hex << h;
-      float next = from(h << 16 | 0xFFFF);
+      float next = from_bits(h << 16 | 0xFFFF);
       if (std::isfinite(next)) {
-        EXPECT_TRUE(std::isfinite(value(encode(next, noise)))) << std::hex << h;
+        EXPECT_TRUE(std::isfinite(decoded(encode(next, noise)))) << std::hex << h;
       }
     }
 }
@@ -78,7 +80,8 @@ TEST(Bf16Stochastic, NaNStaysAQuietNaNOfItsSign) {
   for (std::uint32_t payload : {1u, 0xFFFFu, 0x10000u, 0x400000u, 0x7FFFFFu})
     for (std::uint32_t sign : {0u, 0x80000000u})
       for (int i = 0; i < 1000; ++i) {
-        std::uint16_t h = encode(from(sign | 0x7F800000 | payload), static_cast<std::uint16_t>(random.below(0x10000)));
+        std::uint16_t h =
+            encode(from_bits(sign | 0x7F800000 | payload), static_cast<std::uint16_t>(random.below(0x10000)));
         ASSERT_EQ(h & 0x7FC0, 0x7FC0);
         ASSERT_EQ(h >> 15, sign >> 31);
       }
@@ -96,14 +99,14 @@ TEST(Bf16Stochastic, MutationsAreCaught) {
   EXPECT_TRUE(caught([](float x, std::uint16_t noise) { return encode(x, noise & 0xFF00); })) << "8 bits of noise";
   EXPECT_TRUE(caught([](float x, std::uint16_t noise) { return encode(x, noise ? noise : 1); })) << "never 0";
   EXPECT_TRUE(caught([](float x, std::uint16_t noise) {  // ≥ where it is >
-    return encode(from(std::bit_cast<std::uint32_t>(x) | 1), noise);
+    return encode(from_bits(bits_of(x) | 1), noise);
   }));
   EXPECT_TRUE(caught([](float x, std::uint16_t noise) {  // the noise with a sign
     auto extended = static_cast<std::uint32_t>(static_cast<std::int16_t>(noise));
-    return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(x) + extended) >> 16);
+    return static_cast<std::uint16_t>((bits_of(x) + extended) >> 16);
   }));
   EXPECT_TRUE(caught([](float x, std::uint16_t noise) {  // no saturation
-    return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(x) + noise) >> 16);
+    return static_cast<std::uint16_t>((bits_of(x) + noise) >> 16);
   }));
   EXPECT_FALSE(caught(encode));
 }
@@ -117,7 +120,7 @@ std::vector<bool> carries(float x, std::int64_t n, std::int64_t step, std::int64
   fill_noise<Scalar>({.seed = 20220622, .parameter = 77, .step = step}, n, row, 0, n, noise.data());
   Bf16Stochastic::encode<Scalar>(numbers.data(), n, {h.data(), nullptr, noise.data()});
   std::vector<bool> up(numbers.size());
-  for (std::size_t j = 0; j < up.size(); ++j) up[j] = h[j] != std::bit_cast<std::uint32_t>(x) >> 16;
+  for (std::size_t j = 0; j < up.size(); ++j) up[j] = h[j] != bits_of(x) >> 16;
   return up;
 }
 
@@ -130,7 +133,7 @@ TEST(Bf16Stochastic, CarriesAreThoseOfTheirFractions) {
   double chi_square = 0;
   for (std::uint32_t i = 0; i < 16; ++i) {
     double p = (i + 0.5) / 16,
-           up = static_cast<double>(count(carries(from(0x3F800000 | (i << 12) | 0x800), kDraws, i)));
+           up = static_cast<double>(count(carries(from_bits(0x3F800000 | (i << 12) | 0x800), kDraws, i)));
     chi_square += (up - kDraws * p) * (up - kDraws * p) / (kDraws * p * (1 - p));
   }
   EXPECT_LT(chi_square, 54);
@@ -141,7 +144,7 @@ TEST(Bf16Stochastic, TheMeanOfAMillionIsTheNumberAndTheVarianceIsItsOwn) {
   constexpr std::int64_t kDraws = 1'000'000;
   for (std::uint32_t u : {0x3F800001u, 0x3F802AABu, 0x3F808000u, 0xBFFFF000u}) {
     double p = (u & 0xFFFF) / 65536.0, n = static_cast<double>(kDraws);
-    double mean = static_cast<double>(count(carries(from(u), kDraws, 3))) / n;  // in units of the last place
+    double mean = static_cast<double>(count(carries(from_bits(u), kDraws, 3))) / n;  // in units of the last place
     EXPECT_NEAR(mean, p, 5 * std::sqrt(p * (1 - p) / n)) << std::hex << u;
     double variance = mean * (1 - mean);  // of what is 0 or 1
     EXPECT_LE(variance, 0.25);
@@ -159,7 +162,7 @@ double correlation(const std::vector<bool>& a, const std::vector<bool>& b) {
 
 TEST(Bf16Stochastic, StepsRowsAndColumnsAreIndependent) {
   constexpr std::int64_t kDraws = 1 << 18;
-  float x = from(0x3F805555);
+  float x = from_bits(0x3F805555);
   double limit = 5 / std::sqrt(static_cast<double>(kDraws));
   std::vector<bool> first = carries(x, kDraws, 1);
   EXPECT_LT(std::abs(correlation(first, carries(x, kDraws, 2))), limit);

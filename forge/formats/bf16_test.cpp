@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -14,6 +13,8 @@
 namespace forge::formats {
 namespace {
 
+using testing::from_bits;
+
 std::uint16_t encode(float x) {
   std::uint16_t bits = 0;
   Bf16::encode_one(Scalar(x), &bits);
@@ -24,7 +25,6 @@ float decode(std::uint16_t bits) {
   Bf16::decode<Scalar>({&bits, nullptr, nullptr}, 1, &x);
   return x;
 }
-float from(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 
 // The value of a finite bf16 magnitude, or of the first one beyond: from the definition of the format.
 double value_of(unsigned magnitude) {
@@ -62,7 +62,7 @@ TEST(Bf16, RoundsToNearestTiesToEven) {
   for (std::uint32_t h = 0; h < 0x10000; ++h) {
     auto any = [&] { return static_cast<std::uint32_t>(random.below(0x10000)); };
     for (std::uint32_t low : {0u, 1u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu, any(), any(), any()}) {
-      float x = from(h << 16 | low);
+      float x = from_bits(h << 16 | low);
       if (std::isnan(x)) continue;
       ASSERT_EQ(encode(x), nearest(x)) << std::hex << (h << 16 | low);
     }
@@ -74,7 +74,7 @@ TEST(Bf16, NaNStaysAQuietNaNOfItsSign) {
   for (int i = 0; i < 100000; ++i) {
     std::uint32_t payload = static_cast<std::uint32_t>(1 + random.below(0x7FFFFF)), sign = i % 2 ? 0x80000000u : 0;
     for (std::uint32_t u : {sign | 0x7F800000u | payload, sign | 0x7F800001u, sign | 0x7FFFFFFFu, sign | 0x7F80FFFFu}) {
-      std::uint16_t h = encode(from(u));
+      std::uint16_t h = encode(from_bits(u));
       ASSERT_EQ(h & 0x7FC0, 0x7FC0) << std::hex << u;
       ASSERT_EQ(h >> 15, u >> 31) << std::hex << u;
     }
@@ -82,20 +82,20 @@ TEST(Bf16, NaNStaysAQuietNaNOfItsSign) {
 }
 
 TEST(Bf16, OverflowsToInfAndOnlyThere) {
-  EXPECT_EQ(encode(from(0x7F7F7FFF)), 0x7F7F) << "the last that rounds to the largest";
-  EXPECT_EQ(encode(from(0x7F7F8000)), 0x7F80) << "a tie; the largest is odd";
-  EXPECT_EQ(encode(from(0x7F7FFFFF)), 0x7F80);
-  EXPECT_EQ(encode(from(0xFF7FFFFF)), 0xFF80);
-  EXPECT_EQ(encode(from(0x7F800000)), 0x7F80);
-  EXPECT_EQ(encode(from(0xFF800000)), 0xFF80);
+  EXPECT_EQ(encode(from_bits(0x7F7F7FFF)), 0x7F7F) << "the last that rounds to the largest";
+  EXPECT_EQ(encode(from_bits(0x7F7F8000)), 0x7F80) << "a tie; the largest is odd";
+  EXPECT_EQ(encode(from_bits(0x7F7FFFFF)), 0x7F80);
+  EXPECT_EQ(encode(from_bits(0xFF7FFFFF)), 0xFF80);
+  EXPECT_EQ(encode(from_bits(0x7F800000)), 0x7F80);
+  EXPECT_EQ(encode(from_bits(0xFF800000)), 0xFF80);
 }
 
 TEST(Bf16, KeepsDenormalsAndSignedZero) {
   EXPECT_EQ(encode(-0.f), 0x8000);
-  EXPECT_EQ(encode(from(0x00008000)), 0x0000) << "a tie with 0, which is even";
-  EXPECT_EQ(encode(from(0x00008001)), 0x0001);
-  EXPECT_EQ(encode(from(0x00018000)), 0x0002);
-  EXPECT_EQ(encode(from(0x007FFFFF)), 0x0080) << "the largest denormal rounds to the smallest normal";
+  EXPECT_EQ(encode(from_bits(0x00008000)), 0x0000) << "a tie with 0, which is even";
+  EXPECT_EQ(encode(from_bits(0x00008001)), 0x0001);
+  EXPECT_EQ(encode(from_bits(0x00018000)), 0x0002);
+  EXPECT_EQ(encode(from_bits(0x007FFFFF)), 0x0080) << "the largest denormal rounds to the smallest normal";
 }
 
 TEST(Fp32, KeepsEveryBit) {
@@ -123,7 +123,7 @@ TEST(Bf16, MutationsAreCaught) {
   auto caught = [](auto rounding) {
     for (std::uint32_t h = 0; h < 0x7F80; ++h)
       for (std::uint32_t low : {0u, 1u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu})
-        if (rounding(h << 16 | low) != nearest(from(h << 16 | low))) return true;
+        if (rounding(h << 16 | low) != nearest(from_bits(h << 16 | low))) return true;
     return false;
   };
   EXPECT_TRUE(caught(truncate));
@@ -131,7 +131,7 @@ TEST(Bf16, MutationsAreCaught) {
   EXPECT_TRUE(caught(ties_down));
   EXPECT_TRUE(caught(saturate));
   EXPECT_TRUE(caught(flush));
-  EXPECT_FALSE(caught([](std::uint32_t u) { return std::uint32_t{encode(from(u))}; }));
+  EXPECT_FALSE(caught([](std::uint32_t u) { return std::uint32_t{encode(from_bits(u))}; }));
 }
 
 }  // namespace

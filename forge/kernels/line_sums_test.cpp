@@ -54,7 +54,7 @@ bool same(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 template <class Check>
-void everywhere(const Expression& G, Check&& check) {
+void with_sums_of_lines(const Expression& G, Check&& check) {
   for (Target target : available_targets())
     for (const NamedExecutor& e : executors()) {
       SCOPED_TRACE(::testing::Message() << name_of(target) << ", " << e.name);
@@ -70,7 +70,7 @@ TEST(LineSums, HaveTheBitsOfTheDefinedOrder) {
     for (const GradientSpec& spec : gradient_specs()) {
       Gradient gradient(shape, spec, random);
       Lines defined = defined_lines(defined_gradient(gradient.expression()), shape, shape.in > 8192 ? 2 : 1);
-      everywhere(gradient.expression(), [&](const Lines& lines, const Place&) {
+      with_sums_of_lines(gradient.expression(), [&](const Lines& lines, const Place&) {
         EXPECT_TRUE(same(lines.of_rows, defined.of_rows)) << describe(shape, spec);
         EXPECT_TRUE(same(lines.of_columns, defined.of_columns)) << describe(shape, spec);
       });
@@ -84,7 +84,7 @@ TEST(LineSums, ShardsMaySpanBlocksOfPackedX) {
   Random random(42);
   Gradient gradient(kShape, {"", {{TermSpec::outer, 5000, 1, DType::bf16, DType::bf16}}}, random);
   Lines first;
-  everywhere(gradient.expression(), [&](const Lines& lines, const Place& place) {
+  with_sums_of_lines(gradient.expression(), [&](const Lines& lines, const Place& place) {
     if (first.of_rows.empty()) {
       Buffer D = run_materialize(place, gradient.expression());
       first = defined_lines(D.numbers(), kShape, columns_of_line_shard(kShape.in) / kLinePiece);
@@ -112,7 +112,7 @@ TEST(LineSums, CarryWhatIsNotFiniteToItsLines) {
   D.fill([] { return 1.f; }).set(3, 270, std::numeric_limits<float>::infinity());
   for (float scale : {1.f, 0.5f}) {
     Term dense = Dense{D.view(), scale};
-    everywhere({5, 300, std::span(&dense, 1)}, [](const Lines& lines, const Place&) {
+    with_sums_of_lines({5, 300, std::span(&dense, 1)}, [](const Lines& lines, const Place&) {
       for (std::size_t r = 0; r < 5; ++r) EXPECT_EQ(std::isinf(lines.of_rows[r]), r == 3);
       for (std::size_t c = 0; c < 300; ++c) EXPECT_EQ(std::isinf(lines.of_columns[c]), c == 270);
     });
@@ -121,7 +121,7 @@ TEST(LineSums, CarryWhatIsNotFiniteToItsLines) {
 
 TEST(LineSums, RefuseOtherLengths) {
   std::vector<double> rows(3), columns(4);
-  everywhere({3, 4, {}}, [&](const Lines&, const Place& place) {
+  with_sums_of_lines({3, 4, {}}, [&](const Lines&, const Place& place) {
     for (Shape shape : {Shape{3, 5}, Shape{2, 4}})
       EXPECT_TRUE(refuses(
           [&] {

@@ -37,7 +37,7 @@ double defined_norm(const std::vector<float>& g, std::int64_t out, std::int64_t 
 }
 
 template <class Check>
-void everywhere(const Expression& G, Check&& check) {
+void with_norms(const Expression& G, Check&& check) {
   for (Target target : available_targets())
     for (const NamedExecutor& e : executors()) {
       SCOPED_TRACE(::testing::Message() << name_of(target) << ", " << e.name);
@@ -51,7 +51,7 @@ TEST(Norm, HasTheBitsOfTheDefinedOrder) {
     for (const GradientSpec& spec : gradient_specs()) {
       Gradient gradient(shape, spec, random);
       double defined = defined_norm(defined_gradient(gradient.expression()), shape.out, shape.in);
-      everywhere(gradient.expression(), [&](double norm, const Place&) {
+      with_norms(gradient.expression(), [&](double norm, const Place&) {
         EXPECT_TRUE(same_number(norm, defined)) << describe(shape, spec) << ": " << norm << " and " << defined;
       });
       if (HasFailure()) return;
@@ -62,7 +62,7 @@ TEST(Norm, EqualsThatOfTheMaterializedGradient) {
   Random random(32);
   for (const GradientSpec& spec : gradient_specs()) {
     Gradient gradient({37, 515}, spec, random);
-    everywhere(gradient.expression(), [&](double norm, const Place& place) {
+    with_norms(gradient.expression(), [&](double norm, const Place& place) {
       Buffer D = run_materialize(place, gradient.expression());
       Term dense = Dense{D.view()};
       EXPECT_TRUE(same_number(norm, run_sum_squares(place, {37, 515, std::span(&dense, 1)}))) << spec.name;
@@ -89,13 +89,13 @@ TEST(Norm, IsFiniteExactlyWhereEveryElementIs) {
         D.fill([] { return 1.f; }).set(shape.out - 1, col, bad);
         for (float term_scale : {1.f, 0.5f}) {
           Term dense = Dense{D.view(), term_scale};
-          everywhere({shape.out, shape.in, std::span(&dense, 1)},
+          with_norms({shape.out, shape.in, std::span(&dense, 1)},
                      [&](double norm, const Place&) { EXPECT_FALSE(std::isfinite(norm)) << bad << " at " << col; });
         }
       }
       D.fill([] { return 3e38f; });
       Term dense = Dense{D.view()};
-      everywhere({shape.out, shape.in, std::span(&dense, 1)}, [&](double norm, const Place&) {
+      with_norms({shape.out, shape.in, std::span(&dense, 1)}, [&](double norm, const Place&) {
         EXPECT_TRUE(std::isfinite(norm)) << "huge, but finite";
         EXPECT_NEAR(norm / (9e76 * static_cast<double>(shape.out * shape.in)), 1, 1e-6);
       });
@@ -106,7 +106,7 @@ TEST(Norm, SeesAnOverflowOfTheScale) {
   Buffer D(2, 3, DType::f32);
   D.fill([] { return 3e38f; });
   Term dense = Dense{D.view()};
-  everywhere({2, 3, std::span(&dense, 1), 2},
+  with_norms({2, 3, std::span(&dense, 1), 2},
              [&](double norm, const Place&) { EXPECT_TRUE(std::isinf(norm)) << "G's elements are Inf"; });
 }
 
@@ -114,12 +114,12 @@ TEST(Norm, KeepsDenormals) {
   Buffer D(1, 1, DType::f32);
   D.set(0, 0, 0x1p-149f);
   Term dense = Dense{D.view()};
-  everywhere({1, 1, std::span(&dense, 1)}, [&](double norm, const Place&) { EXPECT_EQ(norm, 0x1p-298); });
+  with_norms({1, 1, std::span(&dense, 1)}, [&](double norm, const Place&) { EXPECT_EQ(norm, 0x1p-298); });
 }
 
 TEST(Norm, OfNothingIsZero) {
   for (Shape shape : {Shape{0, 5}, Shape{5, 0}, Shape{0, 0}, Shape{3, 4}})
-    everywhere({shape.out, shape.in, {}}, [&](double norm, const Place&) { EXPECT_EQ(norm, 0); });
+    with_norms({shape.out, shape.in, {}}, [&](double norm, const Place&) { EXPECT_EQ(norm, 0); });
 }
 
 }  // namespace

@@ -12,13 +12,10 @@ using testing::same_bits;
 using testing::sum_bound;
 using testing::throws;
 using testing::within;
-
-at::Tensor weight(std::int64_t out, std::int64_t in, at::ScalarType dtype = at::kFloat) {
-  return at::zeros({out, in}, dtype);
-}
+using testing::zero_weight;
 
 TEST(Gradient, RefusesWhatDoesNotFit) {
-  Gradient G(weight(4, 8));
+  Gradient G(zero_weight(4, 8));
   EXPECT_THAT([&] { G.add_outer(at::zeros({3, 5}), at::zeros({3, 8})); }, throws("dY is [3, 5], expected (T, 4)"));
   EXPECT_THAT([&] { G.add_outer(at::zeros({3, 4}), at::zeros({3, 7})); }, throws("X is [3, 7], expected (T, 8)"));
   EXPECT_THAT([&] { G.add_outer(at::zeros({3, 4}), at::zeros({2, 8})); }, throws("as many rows"));
@@ -39,7 +36,7 @@ TEST(Gradient, RefusesWhatDoesNotFit) {
 }
 
 TEST(Gradient, OfTwoTokensByHand) {
-  Gradient G(weight(2, 3));
+  Gradient G(zero_weight(2, 3));
   G.add_outer(at::tensor({1.f, 2.f, 0.f, -1.f}).view({2, 2}), at::tensor({1.f, 2.f, 3.f, 4.f, 5.f, 6.f}).view({2, 3}));
   EXPECT_TRUE(G.materialize().equal(at::tensor({1.f, 2.f, 3.f, -2.f, -1.f, 0.f}).view({2, 3})));
   EXPECT_EQ(G.sum_squares(true), 19);
@@ -54,7 +51,7 @@ TEST(Gradient, OfAVectorIsItsDenseTerms) {
 }
 
 TEST(Gradient, OfNoTokenIsZeroAndNotNone) {
-  Gradient G(weight(2, 3));
+  Gradient G(zero_weight(2, 3));
   EXPECT_TRUE(G.empty());
   G.add_outer(at::zeros({0, 2}), at::zeros({0, 3}));
   EXPECT_FALSE(G.empty());
@@ -63,7 +60,7 @@ TEST(Gradient, OfNoTokenIsZeroAndNotNone) {
 }
 
 TEST(Gradient, OfMixedTermsEqualsTheirSumInDouble) {
-  Gradient G(weight(6, 5));
+  Gradient G(zero_weight(6, 5));
   at::Tensor dY = random({7, 6}, 1), X = random({7, 5}, 2), D = random({6, 5}, 3), rows = random({3, 5}, 4);
   at::Tensor index = at::tensor({4, 1, 4}, at::kLong);
   G.set_policy(Collapse::never, false);
@@ -77,7 +74,7 @@ TEST(Gradient, OfMixedTermsEqualsTheirSumInDouble) {
 }
 
 TEST(Gradient, ATermThatArrivesAfterAScaleIsNotScaled) {
-  Gradient G(weight(2, 3));
+  Gradient G(zero_weight(2, 3));
   G.add_dense(at::full({2, 3}, 8.f));
   G.mul_(0.25);
   G.add_dense(at::full({2, 3}, 5.f));
@@ -88,7 +85,7 @@ TEST(Gradient, ATermThatArrivesAfterAScaleIsNotScaled) {
 }
 
 TEST(Gradient, AScaleOfZeroEndsWhatCameBeforeOnly) {
-  Gradient G(weight(2, 3));
+  Gradient G(zero_weight(2, 3));
   G.add_dense(at::full({2, 3}, 8.f));
   G.mul_(0);
   G.add_outer(at::full({1, 2}, 2.f), at::full({1, 3}, 3.f));
@@ -96,7 +93,7 @@ TEST(Gradient, AScaleOfZeroEndsWhatCameBeforeOnly) {
 }
 
 TEST(Gradient, AnEmptyGradientHasNothingToScale) {
-  Gradient G(weight(2, 3));
+  Gradient G(zero_weight(2, 3));
   G.mul_(0.5);
   G.add_dense(at::full({2, 3}, 8.f));
   EXPECT_TRUE(G.materialize().equal(at::full({2, 3}, 8.f)));
@@ -104,7 +101,7 @@ TEST(Gradient, AnEmptyGradientHasNothingToScale) {
 
 TEST(Gradient, MicroBatchesHaveTheBitsOfOneBatch) {
   at::Tensor dY = random({12, 6}, 1), X = random({12, 9}, 2);
-  Gradient whole(weight(6, 9)), parts(weight(6, 9));
+  Gradient whole(zero_weight(6, 9)), parts(zero_weight(6, 9));
   whole.set_policy(Collapse::never, false);
   parts.set_policy(Collapse::never, false);
   whole.add_outer(dY, X);
@@ -118,7 +115,7 @@ TEST(Gradient, KeepsContiguousTensorsByReferenceAndCopiesTheRest) {
   at::Tensor dY = random({3, 16}, 1), X = random({3, 16}, 2);
   std::int64_t one = 3 * 16 * 4;
   auto held = [&](const at::Tensor& a, const at::Tensor& b) {
-    Gradient G(weight(16, 16));
+    Gradient G(zero_weight(16, 16));
     G.add_outer(a, b);
     EXPECT_TRUE(within(G.materialize(), a.to(at::kDouble).t().mm(b.to(at::kDouble)), sum_bound(a, b)));
     return G.held_bytes();
@@ -132,7 +129,7 @@ TEST(Gradient, KeepsContiguousTensorsByReferenceAndCopiesTheRest) {
 }
 
 TEST(Gradient, RaisesWhereATensorItKeepsHasChanged) {
-  Gradient G(weight(16, 16));
+  Gradient G(zero_weight(16, 16));
   at::Tensor dY = random({3, 16}, 1), X = random({3, 16}, 2);
   G.add_outer(dY, X);
   X.mul_(2);
@@ -145,7 +142,7 @@ TEST(Gradient, RaisesWhereATensorItKeepsHasChanged) {
 }
 
 TEST(Gradient, WhatWasCopiedMayChange) {
-  Gradient G(weight(16, 16));
+  Gradient G(zero_weight(16, 16));
   at::Tensor dY = random({16, 3}, 1), X = random({3, 16}, 2);
   G.add_outer(dY.t(), X);
   at::Tensor before = G.materialize();
@@ -157,7 +154,7 @@ TEST(Gradient, WhatWasCopiedMayChange) {
 
 TEST(Gradient, AnFp32CollapseChangesNoBit) {
   auto bits = [](Collapse policy, at::ScalarType dtype) {
-    Gradient G(weight(6, 9));
+    Gradient G(zero_weight(6, 9));
     G.set_policy(policy, /*exact=*/true);
     for (int i = 0; i < 4; ++i) {
       G.add_outer(random({5, 6}, 10 + i, dtype), random({5, 9}, 20 + i, dtype));
@@ -175,7 +172,7 @@ TEST(Gradient, AnFp32CollapseChangesNoBit) {
 
 TEST(Gradient, CollapsesWhereTermsHoldMoreThanTheDenseGradient) {
   // 16·16 numbers against 32 a token: break-even at 8 tokens.
-  Gradient G(weight(16, 16));
+  Gradient G(zero_weight(16, 16));
   G.add_outer(random({8, 16}, 1), random({8, 16}, 2));
   EXPECT_EQ(G.collapses(), 0);
   EXPECT_EQ(G.held_bytes(), G.dense_bytes());
@@ -185,7 +182,8 @@ TEST(Gradient, CollapsesWhereTermsHoldMoreThanTheDenseGradient) {
 }
 
 TEST(Gradient, ABf16CollapseIsOneRounding) {
-  Gradient G(weight(16, 16, at::kBFloat16)), exact(weight(16, 16, at::kBFloat16)), kept(weight(16, 16, at::kBFloat16));
+  Gradient G(zero_weight(16, 16, at::kBFloat16)), exact(zero_weight(16, 16, at::kBFloat16)),
+      kept(zero_weight(16, 16, at::kBFloat16));
   exact.set_policy(Collapse::automatic, /*exact=*/true);
   kept.set_policy(Collapse::never, false);
   for (Gradient* g : {&G, &exact, &kept})
@@ -197,7 +195,7 @@ TEST(Gradient, ABf16CollapseIsOneRounding) {
 }
 
 TEST(Gradient, ACollapseDoesNotWriteIntoTheUsersTensor) {
-  Gradient G(weight(16, 16));
+  Gradient G(zero_weight(16, 16));
   G.set_policy(Collapse::always, false);
   at::Tensor D = random({16, 16}, 1), before = D.clone();
   G.add_dense(D);

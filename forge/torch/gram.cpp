@@ -164,11 +164,11 @@ GramCache right_gram(const Expression& G, at::Device device, const GramCache& ca
   return {std::move(key), products.add(stacked(parts))};
 }
 
-struct Sums {
+struct ProductSums {
   double sum = 0, absolute = 0;
 };
 
-Sums row_sums(const float* a, const float* b, std::int64_t n) {
+ProductSums row_sums(const float* a, const float* b, std::int64_t n) {
   constexpr int kLanes = 8;  // sums of their own, which the compiler may keep in vectors
   double sum[kLanes] = {}, absolute[kLanes] = {};
   auto add = [&](std::int64_t j, int lane) {
@@ -188,13 +188,13 @@ struct Pair {  // of symmetric matrices
 };
 
 // Rows [begin, end) of the upper triangles.
-Sums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end) {
+ProductSums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end) {
   std::int64_t n = pair.a.size(0);
   const float *a = pair.a.const_data_ptr<float>(), *b = pair.b.const_data_ptr<float>();
-  Sums total;
+  ProductSums total;
   for (std::int64_t i = begin; i < end; ++i) {
     std::int64_t at = i * n + i;
-    Sums diagonal = row_sums(a + at, b + at, 1), right = row_sums(a + at + 1, b + at + 1, n - i - 1);
+    ProductSums diagonal = row_sums(a + at, b + at, 1), right = row_sums(a + at + 1, b + at + 1, n - i - 1);
     total.sum += diagonal.sum + 2 * right.sum;
     total.absolute += diagonal.absolute + 2 * right.absolute;
   }
@@ -202,7 +202,7 @@ Sums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end) {
 }
 
 // The same by torch, wherever they lie; the host waits once.
-std::vector<Sums> product_sums_by_torch(std::span<const Pair> pairs) {
+std::vector<ProductSums> product_sums_by_torch(std::span<const Pair> pairs) {
   std::vector<at::Tensor> sums;
   for (const Pair& pair : pairs) {
     at::Tensor products = pair.a.to(at::kDouble).mul(pair.b);
@@ -210,20 +210,20 @@ std::vector<Sums> product_sums_by_torch(std::span<const Pair> pairs) {
     sums.push_back(products.abs_().sum());
   }
   at::Tensor all = at::stack(sums).to(at::kCPU);
-  std::vector<Sums> totals;
+  std::vector<ProductSums> totals;
   for (auto* sum = all.const_data_ptr<double>(); totals.size() < pairs.size(); sum += 2)
     totals.push_back({sum[0], sum[1]});
   return totals;
 }
 
 // Σ a∘b and Σ |a∘b| of each pair, in fp64 and in an order that does not depend on the threads.
-std::vector<Sums> product_sums(std::span<const Pair> pairs) {
+std::vector<ProductSums> product_sums(std::span<const Pair> pairs) {
   if (!pairs.empty() && !pairs[0].a.is_cpu()) return product_sums_by_torch(pairs);
   constexpr std::int64_t kRows = 128;  // of a task
   struct Part {
     std::size_t pair;
     std::int64_t begin;
-    Sums sums;
+    ProductSums sums;
   };
   std::vector<Part> parts;
   for (std::size_t i = 0; i < pairs.size(); ++i)
@@ -234,7 +234,7 @@ std::vector<Sums> product_sums(std::span<const Pair> pairs) {
     const Pair& pair = pairs[part.pair];
     part.sums = triangle_sums(pair, part.begin, std::min(part.begin + kRows, pair.a.size(0)));
   });
-  std::vector<Sums> totals(pairs.size());
+  std::vector<ProductSums> totals(pairs.size());
   for (const Part& part : parts) {
     totals[part.pair].sum += part.sums.sum;
     totals[part.pair].absolute += part.sums.absolute;
@@ -265,9 +265,9 @@ class Batch {
     products_.run();
     std::vector<Pair> pairs;
     for (const Member& m : members_) pairs.push_back({m.left.gram(m.dY_dYt), m.RRt});
-    std::vector<Sums> found = product_sums(pairs);
+    std::vector<ProductSums> found = product_sums(pairs);
     for (std::size_t i = 0; i < members_.size(); ++i) {
-      const Sums& s = found[i];
+      const ProductSums& s = found[i];
       double scale = members_[i].scale;
       constexpr double kEps = 0x1p-24;
       bool cancels = !std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum;

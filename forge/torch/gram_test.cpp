@@ -16,15 +16,12 @@ namespace {
 
 using testing::random;
 using testing::throws;
-
-at::Tensor weight(std::int64_t out, std::int64_t in, at::ScalarType dtype = at::kFloat) {
-  return at::zeros({out, in}, dtype);
-}
+using testing::zero_weight;
 
 TEST(Gradient, GramAndChainGiveTheSameNorm) {
   for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     auto ledger = std::make_shared<Ledger>();
-    Gradient G(weight(40, 30), ledger);
+    Gradient G(zero_weight(40, 30), ledger);
     G.set_policy(Collapse::never, false);
     G.add_outer(random({5, 40}, 1, dtype), random({5, 30}, 2, dtype));
     G.mul_(0.37);
@@ -40,7 +37,7 @@ TEST(Gradient, GramKnowsRowsAndBothTogether) {
   at::Tensor index = at::tensor({7, 0, 7, 3}, at::kLong);
   for (bool with_outer : {false, true}) {
     auto ledger = std::make_shared<Ledger>();
-    Gradient G(weight(40, 30), ledger);
+    Gradient G(zero_weight(40, 30), ledger);
     G.set_policy(Collapse::never, false);
     G.add_rows(index, random({4, 30}, 1));
     G.mul_(0.5);
@@ -55,7 +52,7 @@ TEST(Gradient, GramKnowsRowsAndBothTogether) {
 TEST(Gradient, WeightsWithOneXShareItsGramMatrix) {
   at::Tensor X = random({5, 30}, 1);
   auto ledger = std::make_shared<Ledger>();
-  Gradient q(weight(40, 30), ledger), k(weight(40, 30), ledger);
+  Gradient q(zero_weight(40, 30), ledger), k(zero_weight(40, 30), ledger);
   q.add_outer(random({5, 40}, 2), X);
   k.add_outer(random({5, 40}, 3), X);
   const at::Tensor& XXt = ledger->gram.RRt;
@@ -77,9 +74,9 @@ TEST(Gradient, TheSecondNormInARowFindsThemAllWithTheSameBits) {
     for (unsigned i = 0; i < 4; ++i) {
       std::int64_t T = 4 + 40 * i;
       at::Tensor dY = random({T, 400}, 2 * i), X = random({T, 500}, 2 * i + 1);
-      together.push_back(std::make_unique<Gradient>(weight(400, 500), ledger));
+      together.push_back(std::make_unique<Gradient>(zero_weight(400, 500), ledger));
       together.back()->add_outer(dY, X);
-      Gradient one(weight(400, 500));
+      Gradient one(zero_weight(400, 500));
       one.add_outer(dY, X);
       alone.push_back(one.sum_squares(false));
     }
@@ -98,8 +95,8 @@ TEST(Gradient, TheSecondNormInARowFindsThemAllWithTheSameBits) {
 
 TEST(Gradient, ANormDoesNotAskAnotherGradientThatMayNotBeAsked) {
   auto ledger = std::make_shared<Ledger>();
-  Gradient a(weight(40, 30), ledger), b(weight(40, 30), ledger), changed(weight(40, 30), ledger);
-  Gradient spent(weight(40, 30), ledger), empty(weight(40, 30), ledger);
+  Gradient a(zero_weight(40, 30), ledger), b(zero_weight(40, 30), ledger), changed(zero_weight(40, 30), ledger);
+  Gradient spent(zero_weight(40, 30), ledger), empty(zero_weight(40, 30), ledger);
   at::Tensor dY = random({5, 40}, 2);
   a.add_outer(random({5, 40}, 1), random({5, 30}, 3));
   b.add_outer(random({5, 40}, 4), random({5, 30}, 5));
@@ -115,7 +112,7 @@ TEST(Gradient, ANormDoesNotAskAnotherGradientThatMayNotBeAsked) {
 TEST(Gradient, ANearlyCancellingNormComesFromTheChain) {
   // Two tokens that cancel but for one part in 2¹²: the Gram sum would lose most of its digits.
   at::Tensor dY = random({1, 40}, 1), X = random({1, 30}, 2);
-  Gradient G(weight(40, 30));
+  Gradient G(zero_weight(40, 30));
   G.add_outer(at::cat({dY, -dY}), at::cat({X, X * (1 + 0x1p-12)}));
   EXPECT_EQ(G.sum_squares(false), G.sum_squares(true));
   GramCache cache;
@@ -124,7 +121,7 @@ TEST(Gradient, ANearlyCancellingNormComesFromTheChain) {
 
 TEST(Gradient, LongBatchesAndOtherTermsTakeTheChain) {
   GramCache cache;
-  Gradient G(weight(8, 8));
+  Gradient G(zero_weight(8, 8));
   G.set_policy(Collapse::never, false);
   G.add_outer(random({4, 8}, 1), random({4, 8}, 2));
   EXPECT_EQ(gram_sum_squares(G.expression(), cache), std::nullopt) << "at break-even";
@@ -136,7 +133,7 @@ TEST(Gradient, LongBatchesAndOtherTermsTakeTheChain) {
 }
 
 TEST(Gradient, KnowsWhetherItIsFinite) {
-  Gradient G(weight(40, 30));
+  Gradient G(zero_weight(40, 30));
   at::Tensor dY = random({2, 40}, 1);
   dY[1][3] = std::numeric_limits<float>::infinity();
   G.add_outer(dY, random({2, 30}, 2));
@@ -145,7 +142,7 @@ TEST(Gradient, KnowsWhetherItIsFinite) {
 }
 
 TEST(Gradient, ANormBeyondFp32IsStillFinite) {
-  Gradient G(weight(40, 30));
+  Gradient G(zero_weight(40, 30));
   G.add_outer(at::full({1, 40}, 1e15f), at::full({1, 30}, 1e15f));
   EXPECT_TRUE(G.finite());
   EXPECT_NEAR(G.sum_squares(false) / (1200 * 1e60), 1, 1e-5);

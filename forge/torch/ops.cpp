@@ -89,7 +89,7 @@ double sum_squares_of_terms(at::TensorList dY, at::TensorList X, double scale, b
 }
 
 at::Tensor embedding_op(const at::Tensor& index, const at::Tensor& weight, std::int64_t padding_idx) {
-  return embedding(index, weight, padding_idx);
+  return forge::embedding(index, weight, padding_idx);
 }
 
 }  // namespace

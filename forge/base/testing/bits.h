@@ -11,6 +11,7 @@
 namespace forge::testing {
 
 inline std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+inline float from_bits(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 
 // The same bits; a NaN equals every NaN (which operand's payload survives, the instruction decides, not IEEE).
 inline bool same_number(float a, float b) { return bits_of(a) == bits_of(b) || (std::isnan(a) && std::isnan(b)); }

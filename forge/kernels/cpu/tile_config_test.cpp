@@ -69,7 +69,7 @@ TEST(TileConfig, TheWorkspaceIsSmallBesideTheGradient) {
     Term term = Outer{{&number, DType::f32, tokens, out, out}, {&number, DType::f32, tokens, in, in}};
     for (Target target : available_targets())
       for (int workers : {1, 8})
-        EXPECT_LT(workspace_bytes({out, in, std::span(&term, 1)}, workers, target),
+        EXPECT_LT(forge::workspace_bytes({out, in, std::span(&term, 1)}, workers, target),
                   static_cast<std::size_t>(out * in * 4) / 2)
             << tokens << " tokens, " << workers << " workers";
   }

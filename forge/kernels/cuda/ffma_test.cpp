@@ -16,16 +16,16 @@ using namespace forge::testing;
 
 constexpr cuda::Launch kExact = {.stream = nullptr, .numbers = {}, .exact = true};
 
-void update_emulated(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
+void update_exactly(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
   cuda::update(weight.W.view(), weight.moments(), G, rule, {.numbers = numbers, .exact = true});
 }
 
 // Shapes: less than a thread's piece; one row, one column; a tile and a little; whole tiles and their parts.
-constexpr Shape kShapes[] = {{1, 1}, {5, 3}, {130, 9}, {3, 300}, {128, 128}, {137, 260}, {64, 132}, {1, 129}};
+constexpr Shape kFfmaShapes[] = {{1, 1}, {5, 3}, {130, 9}, {3, 300}, {128, 128}, {137, 260}, {64, 132}, {1, 129}};
 
 // What gradients are made of: all the ways that operands go to shared memory, chains of no token, of a few, of whole
 // stages and of a few more; terms of each kind, first, between and last.
-std::vector<GradientSpec> specs() {
+std::vector<GradientSpec> ffma_specs() {
   using enum TermSpec::Kind;
   constexpr DType f32 = DType::f32, bf16 = DType::bf16, f16 = DType::f16;
   return {{"no term", {}, -1},
@@ -60,13 +60,13 @@ template <class F>
 void for_each_gradient(F&& f) {
   Random random(29);
   std::size_t turn = 0;
-  for (const GradientSpec& spec : specs())
-    for (const Shape& shape : kShapes) {
+  for (const GradientSpec& spec : ffma_specs())
+    for (const Shape& shape : kFfmaShapes) {
       // The last shape's numbers are -0 and 1: where all its products are -0, a chain ends as -0.
-      bool zeros = &shape == std::end(kShapes) - 1;
+      bool zeros = &shape == std::end(kFfmaShapes) - 1;
       Gradient g(shape, spec, random, [&] { return !zeros ? random.uniform(-1, 1) : random.below(2) ? -0.f : 1.f; });
       SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", turn " << turn);
-      bool aligned = (turn + turn / std::size(kShapes)) % 2 == 0;
+      bool aligned = (turn + turn / std::size(kFfmaShapes)) % 2 == 0;
       Aligned copy(g.expression());
       f(shape, aligned ? copy.expression() : g.expression(), turn);
       ++turn;
@@ -93,14 +93,14 @@ TEST(Ffma, UpdatesToTheBitsOfRefInEveryInstance) {
                       [&] { return random.uniform(-1, 1); });
     Weight emulated = expected;
     run_update(reference(), expected, G, instance.rule);
-    emulate(turn, [&] { update_emulated(emulated, G, instance.rule); });
+    emulate(turn, [&] { update_exactly(emulated, G, instance.rule); });
     ASSERT_TRUE(same_bits(expected, emulated));
   });
 }
 
 TEST(Ffma, FusedEqualsTwoPhase) {
   Random random(37);
-  expect_fused_equals_two_phase(specs().back(), kExact, random);
+  expect_fused_equals_two_phase(ffma_specs().back(), kExact, random);
 }
 
 TEST(Ffma, ContinuesAChainInPlace) {
@@ -131,7 +131,7 @@ TEST(Ffma, SumsSquaresToTheBitsOfRef) {
 TEST(Ffma, TakesScaleAndConstantsFromTheDeviceAndSkipsABadStep) {
   Random random(43);
   Gradient g({20, 40}, {"tokens", {{TermSpec::outer, 4}}}, random);
-  expect_numbers_from_the_device(instances()[1], g, random, update_emulated);
+  expect_numbers_from_the_device(instances()[1], g, random, update_exactly);
 }
 
 TEST(Ffma, RefusesWhatDoesNotFit) {
@@ -141,7 +141,7 @@ TEST(Ffma, RefusesWhatDoesNotFit) {
   Weight weight(kShape, {Format::fp32, Format::bf16}, kRuleInfo<rules::AdamW>, [] { return 0.f; });
   const RuleStep rule = step_of<rules::AdamW>({}, 1);
   EXPECT_FALSE(cuda::is_fused(rule.rule(), weight.W.view(), weight.moments()));
-  EXPECT_TRUE(refuses([&] { update_emulated(weight, g.expression(), rule); }, {"no fused kernel of adamw"}));
+  EXPECT_TRUE(refuses([&] { update_exactly(weight, g.expression(), rule); }, {"no fused kernel of adamw"}));
   std::vector<Term> terms(cuda::kMostTerms + 1, g.terms().front());
   Expression many = {kShape.out, kShape.in, terms};
   Buffer D(kShape.out, kShape.in, DType::f32);

@@ -17,26 +17,26 @@ GradientSpec tokens(std::int64_t n, float scale = 1) {
   return {std::to_string(n) + " tokens", {{TermSpec::outer, n, 1, DType::bf16, DType::bf16}}, scale};
 }
 
-void update_emulated(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
+void hopper_update(Weight& weight, const Expression& G, const RuleStep& rule, const cuda::OnDevice& numbers = {}) {
   cuda::update_on_hopper(weight.W.view(), weight.moments(), Aligned(G).expression(), rule, {.numbers = numbers});
 }
-void materialize_emulated(const Matrix& D, const Expression& G) {
+void hopper_materialize(const Matrix& D, const Expression& G) {
   cuda::materialize_on_hopper(D, Aligned(G).expression(), {});
 }
 
 // What goes wrong at an edge: of a warp's four columns, of eight rows, of a box, of a tile; where a block has no tile,
 // one, or one more than another; where tiles are in two groups of rows.
-constexpr Shape kShapes[] = {{1, 1}, {7, 9}, {130, 40}, {64, 191}, {128, 128}, {260, 300}, {3, 900}, {1100, 130}};
+constexpr Shape kHopperShapes[] = {{1, 1}, {7, 9}, {130, 40}, {64, 191}, {128, 128}, {260, 300}, {3, 900}, {1100, 130}};
 // A token, a stage and its neighbours, fewer stages than there are and more.
 constexpr std::int64_t kTokens[] = {1, 63, 64, 65, 200, 450};
 
 // Calls f(shape, expression, turn), and makes one to four multiprocessors share the tiles.
 template <class F>
-void for_each_whole_gradient(F&& f) {
+void for_each_gradient_of_tokens(F&& f) {
   Random random(81);
   std::size_t turn = 0;
   for (std::int64_t n : kTokens)
-    for (Shape shape : kShapes) {
+    for (Shape shape : kHopperShapes) {
       if (n > 200 && shape.out > 1000) continue;  // seconds
       SCOPED_TRACE(::testing::Message() << describe(shape, tokens(n)) << ", turn " << turn);
       Gradient g(shape, tokens(n, turn % 2 ? 0.5f : -1.f), random, whole_numbers(random));
@@ -44,15 +44,15 @@ void for_each_whole_gradient(F&& f) {
       ++turn;
     }
 }
-int multiprocessors(std::size_t turn) { return 1 + static_cast<int>(turn / std::size(kShapes) + turn) % 4; }
+int multiprocessors(std::size_t turn) { return 1 + static_cast<int>(turn / std::size(kHopperShapes) + turn) % 4; }
 
 TEST(Hopper, MaterializesWholeNumbersAsRef) {
-  for_each_whole_gradient([](Shape shape, const Expression& G, std::size_t turn) {
+  for_each_gradient_of_tokens([](Shape shape, const Expression& G, std::size_t turn) {
     DType dtype = turn % 3 ? DType::f32 : DType::bf16;
     Buffer expected = run_materialize(reference(), G, dtype), emulated(shape.out, shape.in, dtype, 5);
     emulate(turn, [&] {
       emulator::session.multiprocessors = multiprocessors(turn);
-      materialize_emulated(emulated.view(), G);
+      hopper_materialize(emulated.view(), G);
     });
     ASSERT_TRUE(same_values(expected, emulated));
   });
@@ -61,7 +61,7 @@ TEST(Hopper, MaterializesWholeNumbersAsRef) {
 TEST(Hopper, UpdatesFromWholeNumbersToTheBitsOfRefInEveryInstance) {
   Random random(83);
   const std::vector<Instance> all = instances_on_hopper();
-  for_each_whole_gradient([&](Shape shape, const Expression& G, std::size_t turn) {
+  for_each_gradient_of_tokens([&](Shape shape, const Expression& G, std::size_t turn) {
     const Instance& instance = all[turn % all.size()];
     SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
     Weight expected = padded_weight(shape, instance.storage, instance.rule.rule(), turn % 4 == 0 ? 3 : 8 - shape.in % 8,
@@ -70,7 +70,7 @@ TEST(Hopper, UpdatesFromWholeNumbersToTheBitsOfRefInEveryInstance) {
     run_update(reference(), expected, G, instance.rule);
     emulate(turn, [&] {
       emulator::session.multiprocessors = multiprocessors(turn);
-      update_emulated(emulated, G, instance.rule);
+      hopper_update(emulated, G, instance.rule);
     });
     ASSERT_TRUE(same_bits(expected, emulated));
   });
@@ -88,7 +88,7 @@ TEST(Hopper, KeepsItsTurnsByEverySchedule) {
     run_update(reference(), expected, g.expression(), instance.rule);
     emulate(seed, [&] {
       emulator::session.multiprocessors = 1 + static_cast<int>(seed % 3);
-      update_emulated(emulated, g.expression(), instance.rule);
+      hopper_update(emulated, g.expression(), instance.rule);
     });
     ASSERT_TRUE(same_bits(expected, emulated)) << "seed " << seed;
     ASSERT_TRUE(emulator::session.outcome.notes.empty()) << emulator::session.outcome.notes.front();
@@ -99,8 +99,8 @@ TEST(Hopper, FusedEqualsTwoPhase) {
   Random random(89);
   expect_fused_equals_two_phase(
       instances_on_hopper(), tokens(150, 0.3f), random,
-      [](Weight& weight, const Expression& G, const RuleStep& rule) { update_emulated(weight, G, rule); },
-      materialize_emulated);
+      [](Weight& weight, const Expression& G, const RuleStep& rule) { hopper_update(weight, G, rule); },
+      hopper_materialize);
 }
 
 // Contracts 5 and 6: noise and blocks are those of the place in the whole weight. Its columns are no multiple of 8.
@@ -113,7 +113,7 @@ TEST(Hopper, GivesAShardTheBitsOfItsPlace) {
     Weight whole(kShape, {Format::bf16_stochastic, state}, rule.rule(), [&] { return random.uniform(-1, 1); });
     Weight sharded = whole;
     Gradient g(kShape, tokens(70), random);
-    emulate(static_cast<std::uint64_t>(col), [&] { update_emulated(whole, g.expression(), rule); });
+    emulate(static_cast<std::uint64_t>(col), [&] { hopper_update(whole, g.expression(), rule); });
     for (auto [from, rows] : {std::pair<std::int64_t, std::int64_t>{0, 9}, {9, kShape.out - 9}})
       for (auto [left, cols] : {std::pair<std::int64_t, std::int64_t>{0, col}, {col, kShape.in - col}}) {
         std::vector<std::vector<std::int64_t>> index;
@@ -132,7 +132,7 @@ TEST(Hopper, GivesAShardTheBitsOfItsPlace) {
 TEST(Hopper, TakesScaleAndConstantsFromTheDeviceAndSkipsABadStep) {
   Random random(93);
   Gradient g({20, 40}, tokens(4), random, whole_numbers(random));
-  expect_numbers_from_the_device(instances_on_hopper()[1], g, random, update_emulated);
+  expect_numbers_from_the_device(instances_on_hopper()[1], g, random, hopper_update);
 }
 
 TEST(Hopper, SaysWhatItCan) {

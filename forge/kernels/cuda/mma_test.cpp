@@ -14,10 +14,10 @@ namespace {
 using namespace forge::testing;
 
 // What goes wrong at an edge: of a piece of 8 columns, of a product, of a warp's part, of a tile.
-constexpr Shape kShapes[] = {{1, 1}, {7, 9}, {16, 8}, {130, 40}, {70, 131}, {128, 128}, {1, 300}, {260, 5}};
+constexpr Shape kMmaShapes[] = {{1, 1}, {7, 9}, {16, 8}, {130, 40}, {70, 131}, {128, 128}, {1, 300}, {260, 5}};
 
 // Chains of fewer tokens than a product, of whole ones, of whole stages, and of a few more than all stages hold.
-std::vector<GradientSpec> specs() {
+std::vector<GradientSpec> mma_specs() {
   using enum TermSpec::Kind;
   constexpr DType bf16 = DType::bf16, f16 = DType::f16;
   return {{"no token", {{outer, 0, 1, bf16, bf16}}},
@@ -33,23 +33,23 @@ std::vector<GradientSpec> specs() {
 
 // Calls f(shape, expression, turn), its operands aligned in every second turn.
 template <class F>
-void for_each_whole_gradient(F&& f) {
+void for_each_gradient_of_halves(F&& f) {
   Random random(51);
   std::size_t turn = 0;
-  for (const GradientSpec& spec : specs())
-    for (Shape shape : kShapes) {
+  for (const GradientSpec& spec : mma_specs())
+    for (Shape shape : kMmaShapes) {
       Gradient g(shape, spec, random, whole_numbers(random));
       SCOPED_TRACE(::testing::Message() << describe(shape, spec) << ", turn " << turn);
       ASSERT_TRUE(cuda::can_multiply_halves(g.expression()));
       Aligned copy(g.expression());
-      bool aligned = (turn + turn / std::size(kShapes)) % 2 == 0;
+      bool aligned = (turn + turn / std::size(kMmaShapes)) % 2 == 0;
       f(shape, aligned ? copy.expression() : g.expression(), turn);
       ++turn;
     }
 }
 
 TEST(Mma, MaterializesWholeNumbersAsRef) {
-  for_each_whole_gradient([](Shape shape, const Expression& G, std::size_t turn) {
+  for_each_gradient_of_halves([](Shape shape, const Expression& G, std::size_t turn) {
     DType dtype = turn % 3 ? DType::f32 : DType::bf16;
     Buffer expected = run_materialize(reference(), G, dtype), emulated(shape.out, shape.in, dtype, 5);
     emulate(turn, [&] { cuda::materialize(emulated.view(), G, {}); });
@@ -60,7 +60,7 @@ TEST(Mma, MaterializesWholeNumbersAsRef) {
 TEST(Mma, UpdatesFromWholeNumbersToTheBitsOfRefInEveryInstance) {
   Random random(53);
   const std::vector<Instance> all = instances();
-  for_each_whole_gradient([&](Shape shape, const Expression& G, std::size_t turn) {
+  for_each_gradient_of_halves([&](Shape shape, const Expression& G, std::size_t turn) {
     const Instance& instance = all[turn % all.size()];
     SCOPED_TRACE(::testing::Message() << instance.rule.name() << ", " << instance.storage);
     Weight expected = padded_weight(shape, instance.storage, instance.rule.rule(), turn % 4 == 0 ? 3 : 8 - shape.in % 8,
@@ -74,13 +74,13 @@ TEST(Mma, UpdatesFromWholeNumbersToTheBitsOfRefInEveryInstance) {
 
 TEST(Mma, FusedEqualsTwoPhase) {
   Random random(57);
-  expect_fused_equals_two_phase(specs().back(), {}, random);
+  expect_fused_equals_two_phase(mma_specs().back(), {}, random);
 }
 
 TEST(Mma, SumsSquaresOfWhatItStores) {
   Random random(59);
   constexpr Shape kShape = {140, 150};
-  Gradient g(kShape, specs().back(), random);
+  Gradient g(kShape, mma_specs().back(), random);
   Buffer D(kShape.out, kShape.in, DType::f32, 0);
   std::vector<double> workspace(cuda::norm_workspace_bytes(g.expression()) / sizeof(double));
   double sum = -1;

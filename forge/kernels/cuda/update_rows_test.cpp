@@ -18,7 +18,7 @@ const GradientSpec kDense{"dense", {{TermSpec::dense}}, 1};
 
 Dense only_term(const Gradient& g) { return std::get<Dense>(g.terms().front()); }
 
-Sums update_emulated(Weight& weight, const Gradient& g, const RuleStep& rule) {
+Sums update_one_weight(Weight& weight, const Gradient& g, const RuleStep& rule) {
   const Expression G = g.expression();
   const int count = rule.rule().sums;
   std::vector<Stored> moments = weight.moments();
@@ -31,7 +31,7 @@ Sums update_emulated(Weight& weight, const Gradient& g, const RuleStep& rule) {
 }
 
 // Shapes: one number; less than a thread's four; ragged blocks; more than a warp's 128; whole blocks.
-constexpr Shape kShapes[] = {{1, 1}, {3, 2}, {5, 33}, {2, 135}, {4, 64}, {1, 300}, {7, 20}, {2, 128}};
+constexpr Shape kRowShapes[] = {{1, 1}, {3, 2}, {5, 33}, {2, 135}, {4, 64}, {1, 300}, {7, 20}, {2, 128}};
 constexpr DType kGradientTypes[] = {DType::f32, DType::bf16, DType::f16};
 
 // Whether a weight's columns come in fours.
@@ -42,7 +42,7 @@ TEST(UpdateRows, HasTheBitsOfRefForEveryRuleInEveryPairOfFormats) {
   std::size_t turn = 0;
   for (const RuleCase& rule : rule_cases())
     for (Storage storage : storages()) {
-      Shape shape = kShapes[turn % std::size(kShapes)];
+      Shape shape = kRowShapes[turn % std::size(kRowShapes)];
       SCOPED_TRACE(::testing::Message() << rule.name << ", " << storage << ", (" << shape.out << ", " << shape.in
                                         << "), turn " << turn);
       GradientSpec spec = {"dense", {{TermSpec::dense, 0, turn % 5 ? 1.f : 0.7f, kGradientTypes[turn % 3]}}, 0.6f};
@@ -52,7 +52,7 @@ TEST(UpdateRows, HasTheBitsOfRefForEveryRuleInEveryPairOfFormats) {
       for (int step = 1; step <= 2; ++step) {
         Gradient g(shape, spec, random);
         const Sums sums = run_update(reference(), expected, g.expression(), rule.prepare(step));
-        EXPECT_TRUE(same_sums(sums, emulate(turn, [&] { return update_emulated(emulated, g, rule.prepare(step)); })));
+        EXPECT_TRUE(same_sums(sums, emulate(turn, [&] { return update_one_weight(emulated, g, rule.prepare(step)); })));
       }
       ASSERT_TRUE(same_bits(expected, emulated));
       ++turn;

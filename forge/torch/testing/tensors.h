@@ -17,6 +17,10 @@ inline at::Tensor random(at::IntArrayRef sizes, std::uint64_t seed, at::ScalarTy
   return at::randn(sizes, generator, at::kFloat).to(dtype);
 }
 
+inline at::Tensor zero_weight(std::int64_t out, std::int64_t in, at::ScalarType dtype = at::kFloat) {
+  return at::zeros({out, in}, dtype);
+}
+
 // A leaf of its own that requires a gradient.
 inline at::Tensor parameter(const at::Tensor& values) { return values.detach().clone().requires_grad_(); }
 
