@@ -64,7 +64,8 @@ list(GET _libraries 0 FORGE_TORCH_LIB)
 message(STATUS "forge: torch ${_version} of ${FORGE_TORCH_PYTHON}")
 
 add_library(torch_wheel INTERFACE)
-target_compile_definitions(torch_wheel INTERFACE _GLIBCXX_USE_CXX11_ABI=${_cxx11_abi})
+# Operators on tensors (+, *) and the like come without the header of all of torch's functions.
+target_compile_definitions(torch_wheel INTERFACE _GLIBCXX_USE_CXX11_ABI=${_cxx11_abi} AT_PER_OPERATOR_HEADERS)
 foreach(_dir IN LISTS _includes)
   # Searched last: the wheel carries its own fmt, which must not shadow the one that spdlog is built with.
   target_compile_options(torch_wheel INTERFACE "SHELL:-idirafter ${_dir}")

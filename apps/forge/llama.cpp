@@ -1,9 +1,5 @@
 #include "apps/forge/llama.h"
 
-// The operators (+, *) without the header of all operations.
-#ifndef AT_PER_OPERATOR_HEADERS
-#define AT_PER_OPERATOR_HEADERS
-#endif
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
