@@ -31,11 +31,13 @@ format: setup ## Rewrite the C++ and Python sources in the project's format
 	@$(PYTHON) -m ruff check --fix .
 
 # The OpenMP file is left out of clang-tidy: Debian's clang comes without omp.h.
-lint: build ## Check format, Python sources and (core only) C++ sources
+# Its own build folder, in which nothing is built, for the flags of every file by itself.
+lint: setup ## Check format, Python sources and (core only) C++ sources
 	@$(FILES) '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r clang-format --dry-run -Werror
 	@$(PYTHON) -m ruff check .
+	@cmake --preset release -B build/lint -DFORGE_BATCHES=OFF >/dev/null
 	@$(FILES) 'forge/base/*.cpp' 'forge/rules/*.cpp' 'forge/formats/*.cpp' 'forge/gradient/*.cpp' \
-	  'forge/plan/*.cpp' ':!forge/base/openmp_executor.cpp' | xargs -r -n 1 clang-tidy --quiet -p $(BUILD)
+	  'forge/plan/*.cpp' ':!forge/base/openmp_executor.cpp' | xargs -r -n 1 clang-tidy --quiet -p build/lint
 
 clean: ## Remove what was built; the Python environment stays
 	@rm -rf build

@@ -15,6 +15,7 @@ set_target_properties(torch_python PROPERTIES IMPORTED_LOCATION "${FORGE_TORCH_L
 set(package "${CMAKE_BINARY_DIR}/python/forge_optim")
 forge_sources(binding_sources python/bindings)
 python_add_library(forge_python MODULE WITH_SOABI ${binding_sources})
+forge_batches(forge_python)
 # pybind11 is the one in torch's own headers: with another, at::Tensor could not pass between the two modules.
 target_link_libraries(forge_python PRIVATE forge_torch torch_python)
 # Loaded as it will be when installed: our library beside it, torch's in the process by `import torch`.

@@ -94,7 +94,8 @@ void Gradient::add_(const Gradient& other, double factor) {
   auto scale = static_cast<float>(other.scale_ * factor);
   auto behind = kept.begin();
   for (Term& term : terms) {
-    std::vector<at::Tensor> tensors{(behind++)->tensor};
+    std::vector<at::Tensor> tensors;
+    tensors.push_back((behind++)->tensor);
     if (Dense* dense = std::get_if<Dense>(&term); !dense) {
       tensors.push_back((behind++)->tensor);
     } else if (tensors[0].is_same(writable)) {
