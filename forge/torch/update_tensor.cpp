@@ -6,6 +6,7 @@
 #include <array>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "forge/base/error.h"
@@ -85,9 +86,15 @@ bool UpdatesTogether::take(const Place& place, const Stored& W, std::span<const 
 }
 
 void UpdatesTogether::run() {
-  for (const Group& group : groups_)
+  for (const Group& group : std::exchange(groups_, {}))
     kernels_of(group.place.device.type()).update_all(group.place, group.updates, group.rule);
-  groups_.clear();
+}
+
+UpdatesTogether::~UpdatesTogether() {
+  try {
+    run();
+  } catch (...) {  // NOLINT: what failed first is told
+  }
 }
 
 void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<StoredTensor> moments,

@@ -18,6 +18,11 @@ namespace forge {
 // live until then.
 class UpdatesTogether {
  public:
+  UpdatesTogether() = default;
+  UpdatesTogether(const UpdatesTogether&) = delete;
+  UpdatesTogether& operator=(const UpdatesTogether&) = delete;
+  // Runs what still waits where something else failed: these updates have been counted.
+  ~UpdatesTogether();
   // Whether the update is one of these; then it waits.
   bool take(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule);
   void run();
