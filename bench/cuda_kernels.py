@@ -50,9 +50,10 @@ def fused_instances(which="for_each_fused"):
 
 CHAINS = {"FfmaChain": "ffma", "MmaChain": "mma"}
 
-# Fed from memory, one element-wise rule and one that sums stand for all: what is long is the formats, which are chosen
-# when a kernel runs.
-ROWS = ["AdamW", "LambMoments"]
+def rules_of_rows(architecture):
+    """Fed from memory, one element-wise rule and, for sm_90a, one that sums stand for all: what is long is the formats,
+    which are chosen when a kernel runs."""
+    return ["AdamW", "LambMoments"] if architecture == "sm_90a" else ["AdamW"]
 
 
 def chosen_instances(architecture):
@@ -95,7 +96,7 @@ def source_of(architecture):
             f"template __global__ void forge::cuda::update_tiles_on_hopper<{operation}>"
             f"(FORGE_PARAMETER(HopperArguments<RowUpdate<{operation}>>));"
         )
-    for rule in ROWS:
+    for rule in rules_of_rows(architecture):
         lines.append(
             f"template __global__ void forge::cuda::update_rows<rules::{rule}>"
             f"(FORGE_PARAMETER(RowsArguments<rules::{rule}>));"

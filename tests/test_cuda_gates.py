@@ -48,7 +48,7 @@ def test_every_instance_is_there(compiled):
     expected = {f"update_tiles_on_hopper<{', '.join(one)}>" for one in on_hopper} | {"store_tiles_on_hopper"}
     assert expected == {name for name in kernels if is_on_hopper(name)}
     others = {f"{kernel}<{chain}>" for kernel in ("store_tiles", "square_rows") for chain in ("ffma", "mma")}
-    others |= {f"update_rows<{rule}>" for rule in cuda_kernels.ROWS}
+    others |= {f"update_rows<{rule}>" for rule in cuda_kernels.rules_of_rows(architecture)}
     assert others | {"add_rows_sums", "square_lines", "square_columns"} <= set(kernels)
 
 
