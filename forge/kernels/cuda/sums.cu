@@ -15,10 +15,11 @@ void add_row_sums(double* sums, const double* row_sums, std::int64_t rows, int c
 void sum_squares_of_lines(double* of_rows, double* of_columns, const ConstMatrix& D, const Launch& launch) {
   Term term = Dense{D};
   check_expression("sum_squares_of_lines", {D.rows, D.cols, std::span(&term, 1)});
-  if (D.rows == 0 || D.cols == 0) return;
+  if (D.rows == 0) return;
   const LinesArguments arguments = lines_arguments(of_rows, of_columns, D);
   auto blocks = [](std::int64_t n, std::int64_t each) { return dim3{static_cast<unsigned>(ceil_div(n, each)), 1, 1}; };
   launch_kernel(square_lines, blocks(D.rows, kLinesThreads / 32), kLinesThreads, 0, launch.stream, arguments);
+  if (D.cols == 0) return;
   launch_kernel(square_columns, blocks(D.cols, std::int64_t{kLinesThreads} * kThreadColumns), kLinesThreads, 0,
                 launch.stream, arguments);
 }

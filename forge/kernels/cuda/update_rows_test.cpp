@@ -64,7 +64,8 @@ TEST(UpdateRows, HasTheBitsOfRefForEveryRuleInEveryPairOfFormats) {
 TEST(Lines, HaveTheBitsOfRef) {
   Random random(29);
   constexpr std::int64_t kManyColumns = kLineShards * kLinePiece + 2 * kLinePiece + 77;  // shards of two pieces
-  for (Shape shape : {Shape{1, 1}, Shape{3, 2}, Shape{9, 300}, Shape{7, 135}, Shape{3, kManyColumns}, Shape{0, 5}}) {
+  for (Shape shape :
+       {Shape{1, 1}, Shape{3, 2}, Shape{9, 300}, Shape{7, 135}, Shape{3, kManyColumns}, Shape{0, 5}, Shape{6, 0}}) {
     SCOPED_TRACE(::testing::Message() << shape.out << ", " << shape.in);
     Gradient g(shape, kDense, random);
     const ConstMatrix D = only_term(g).D;
