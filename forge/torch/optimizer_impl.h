@@ -13,9 +13,10 @@
 #include "forge/torch/ledger.h"
 #include "forge/torch/optimizer.h"
 #include "forge/torch/record.h"
-#include "forge/torch/update_tensor.h"
 
 namespace forge {
+
+class UpdatesTogether;
 
 // An optimizer without its rule. The records' hooks point here, so its address stays. What is virtual is told apart by
 // the rule, and by where state and options live: here, or with a host in another language.

@@ -12,7 +12,7 @@
 namespace forge::cuda {
 
 // Enough to fill any device of today (192 multiprocessors with 8 blocks of 256 threads each); a warp takes more than
-// one segment where there are more.
+// one unit where there are more.
 constexpr std::int64_t kMostBlocks = 1536;
 
 // At most kMostWeights, which have been checked.
