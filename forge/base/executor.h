@@ -25,13 +25,27 @@ class SerialExecutor final : public Executor {
   void run(FunctionRef<void(int)> body) override { body(0); }
 };
 
-// Calls body(task, worker) once for each task in [0, tasks), handed out as workers become free.
+// The numbers [0, tasks), handed out to workers as they become free.
+class Tasks {
+ public:
+  explicit Tasks(std::int64_t tasks) : tasks_(tasks) {}
+
+  // Calls body(task) for each number that this worker gets.
+  template <class Body>
+  void take(const Body& body) {
+    for (std::int64_t task = next_++; task < tasks_; task = next_++) body(task);
+  }
+
+ private:
+  std::atomic<std::int64_t> next_{0};
+  std::int64_t tasks_;
+};
+
+// Calls body(task, worker) once for each task in [0, tasks).
 template <class Body>
 void parallel_tasks(Executor& executor, std::int64_t tasks, const Body& body) {
-  std::atomic<std::int64_t> next{0};
-  executor.run([&](int worker) {
-    for (std::int64_t task = next++; task < tasks; task = next++) body(task, worker);
-  });
+  Tasks all(tasks);
+  executor.run([&](int worker) { all.take([&](std::int64_t task) { body(task, worker); }); });
 }
 
 }  // namespace forge

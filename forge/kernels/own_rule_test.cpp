@@ -147,6 +147,10 @@ TEST(OwnRule, ThatIsRefusedLeavesTheLoopsAlone) {
   EXPECT_FALSE(register_optimizer(find_optimizer("Pull"), others));
   EXPECT_THAT(take_refusal(), ::testing::HasSubstr("an optimizer Pull already"));
   EXPECT_EQ(rule_loop(kRuleInfo<Pull>, Target::ref), before);
+  // Structs as they are, loops as they once were.
+  EXPECT_FALSE(register_optimizer(find_optimizer("Pull"), others, kRuleLayout));
+  EXPECT_THAT(take_refusal(), ::testing::HasSubstr("another version of this library"));
+  EXPECT_EQ(rule_loop(kRuleInfo<Pull>, Target::ref), before);
 }
 
 TEST(RuleLibrary, ThatCannotBeLoadedIsNamed) {

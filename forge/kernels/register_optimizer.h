@@ -19,15 +19,25 @@
 #include <vector>
 
 #include "forge/base/scalar.h"
+#include "forge/kernels/cpu/tile.h"
 #include "forge/kernels/rule_loop.h"
 #include "forge/kernels/rule_table.h"
 #include "forge/rules/registry.h"
 
 namespace forge {
 
+// What the loops of a rule that is compiled apart have to have in common with this library, beside kRuleLayout.
+constexpr std::uint32_t kRuleLoopLayout = [] {
+  std::size_t layout = kRuleLayout;
+  for (std::size_t size :
+       {sizeof(RuleWork), sizeof(cpu::Tile), std::size_t{cpu::kTileRowsOf16}, std::size_t{cpu::kTileRowsOf32}})
+    layout = layout * 131 + size;
+  return static_cast<std::uint32_t>(layout);
+}();
+
 // Both or nothing: adds the optimizer (rules/registry.h) and the loops of its rules, in their order.
 bool register_optimizer(const OptimizerInfo& optimizer, std::span<const RuleLoops> loops,
-                        std::uint32_t layout = kRuleLayout) noexcept;
+                        std::uint32_t layout = kRuleLoopLayout) noexcept;
 
 template <class Options, class Rule>
 constexpr bool check_own_rule() {

@@ -9,11 +9,27 @@
 namespace forge {
 
 struct RuleInfo;
+namespace cpu {
+struct Tile;
+}
 
-// W, S ← Rule(W, S, scale · g) over n columns, all in fp32. `step` is the rule's Step; numbers[k] gets n of each kind
-// that the rule sums up, and may be null where it has none.
-using RuleRun = void (*)(float* w, float* const* s, const float* g, std::int64_t n, float scale, const void* step,
-                         float* const* numbers);
+// W, S ← Rule(W, S, scale · g) over n columns, all in fp32.
+struct RuleWork {
+  float* w;
+  float* const* s;
+  const float* g;
+  std::int64_t n;
+  float scale;
+  const void* step;       // the rule's Step
+  float* const* numbers;  // numbers[k] gets n of each kind that the rule sums up; may be null where it has none
+  // What is this many columns behind those of w and s is asked for meanwhile: it need not be anybody's.
+  std::int64_t ahead = 0;
+  // A tile of a chain to run too, the one beside the other; null: none. It has nothing in common with w, s, g and
+  // numbers. `ref` takes none.
+  const cpu::Tile* tile = nullptr;
+};
+
+using RuleRun = void (*)(const RuleWork& work);
 
 constexpr std::size_t kTargets = 4;
 

@@ -29,14 +29,14 @@ void for_each_dense_segment(const ConstMatrix& D, const Context& context, const 
                             std::int64_t shard) {
   constexpr std::int64_t kColumns = 4096, kTask = 1 << 16;  // 256 KiB of D: small beside a call, whole rows
   std::int64_t rows = shard > 0 ? D.rows : std::max<std::int64_t>(kTask / std::max<std::int64_t>(D.cols, 1), 1);
-  std::int64_t cols = shard > 0 ? shard : D.cols, piece = shard > 0 ? kSegmentColumns : kColumns;
+  std::int64_t cols = shard > 0 ? shard : D.cols, piece = shard > 0 ? kLinePiece : kColumns;
   std::int64_t row_tasks = rows > 0 ? ceil_div(D.rows, rows) : 0, col_tasks = cols > 0 ? ceil_div(D.cols, cols) : 0;
   parallel_tasks(context.executor, row_tasks * col_tasks, [&](std::int64_t task, int) {
     FloatEnvironment ieee;
     std::int64_t row = task / col_tasks * rows, col = task % col_tasks * cols;
     for (std::int64_t r = row; r < std::min(row + rows, D.rows); ++r)
       for (std::int64_t c = col, end = std::min(col + cols, D.cols); c < end; c += piece)
-        consumer.consume(r, c, std::min(piece, end - c), static_cast<const float*>(D.row(r)) + c);
+        consumer.consume(r, c, std::min(piece, end - c), static_cast<const float*>(D.row(r)) + c, nullptr);
   });
 }
 
@@ -87,11 +87,10 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
   int sums = rule.rule().sums;
   RowLanes lanes(G, sums, context);
   RowOperation operation(W, S, rule, G.scale, context.target, rounding);
-  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
-    operation.update(row, col, n, g, lanes.of(row));
+  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g, const Tile* tile) {
+    operation.update(row, col, n, g, lanes.of(row), tile);
   };
-  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { operation.prefetch(row, col, n); };
-  visit(G, behind(RowLanes::bytes(G, sums), context), {consume, touch});
+  visit(G, behind(RowLanes::bytes(G, sums), context), {consume, operation.takes_tiles()});
   Sums result = {.of_squares = {}, .out = G.out, .in = G.in};
   for (int k = 0; k < sums; ++k) result.of_squares[static_cast<std::size_t>(k)] = lanes.total(k);
   return result;
@@ -99,21 +98,20 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
 
 void materialize(const Matrix& D, const Expression& G, const Context& context) {
   RowStorer storer(D, G.scale, context.target);
-  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
+  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g, const Tile*) {
     storer.store(row, col, n, g);
   };
-  auto touch = [&](std::int64_t row, std::int64_t col, std::int64_t n) { storer.prefetch(row, col, n); };
-  visit(G, context, {consume, touch});
+  visit(G, context, {consume});
 }
 
 double sum_squares(const Expression& G, const Context& context) {
   FloatEnvironment ieee;
   RowLanes lanes(G, 1, context);
   auto add_squares = format_half(context.target).add_squares;
-  auto consume = [&](std::int64_t row, std::int64_t, std::int64_t n, const float* g) {
+  auto consume = [&](std::int64_t row, std::int64_t, std::int64_t n, const float* g, const Tile*) {
     add_squares(lanes.of(row), g, n, G.scale);
   };
-  visit(G, behind(RowLanes::bytes(G, 1), context), {consume, [](auto, auto, auto) {}});
+  visit(G, behind(RowLanes::bytes(G, 1), context), {consume});
   return lanes.total(0);
 }
 
@@ -121,19 +119,18 @@ void sum_squares_of_lines(const Expression& G, std::span<double> of_rows, std::s
                           const Context& context) {
   FloatEnvironment ieee;
   std::int64_t shard = columns_of_line_shard(G.in), shards = ceil_div(G.in, shard);
-  static_assert(kSegmentColumns == kLinePiece);
   static_assert(kLineShards <= kMaxSums * kNormLanes);  // what a shard gives to a row has the place of its lanes
   double* parts = Arena(context.workspace).take<double>(G.out * shards);
   std::fill_n(parts, G.out * shards, 0.0);
   std::fill(of_columns.begin(), of_columns.end(), 0.0);
   const FormatHalf& half = format_half(context.target);
-  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g) {
+  auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g, const Tile*) {
     double lanes[kNormLanes] = {};
     half.add_squares(lanes, g, n, G.scale);
     half.add_squares_of_columns(of_columns.data() + col, g, n, G.scale);
     parts[row * shards + col / shard] += reduce_norm_lanes(lanes);
   };
-  visit(G, behind(RowLanes::bytes(G, kMaxSums), context), {consume, [](auto, auto, auto) {}}, shard);
+  visit(G, behind(RowLanes::bytes(G, kMaxSums), context), {consume}, shard);
   for (std::int64_t r = 0; r < G.out; ++r)
     of_rows[static_cast<std::size_t>(r)] = std::accumulate(parts + r * shards, parts + (r + 1) * shards, 0.0);
 }

@@ -8,17 +8,20 @@
 
 #include "forge/base/error.h"
 #include "forge/kernels/cpu/isa.h"
+#include "forge/kernels/cpu/tile.h"
 #include "forge/kernels/rule_table.h"
 
 HWY_BEFORE_NAMESPACE();
 #include "forge/kernels/cpu/lanes.h"
+// Behind lanes.h.
+#include "forge/kernels/cpu/multiply_tile.h"
 #include "forge/kernels/rule_loop.h"
 #include "forge/rules/list.h"
 
 namespace forge::cpu::HWY_NAMESPACE {
 
 template <class... Rule>
-inline constexpr RuleRun kOwnLoops[] = {RuleLoop<Rule, Lanes>::run...};
+inline constexpr RuleRun kOwnLoops[] = {RuleLoop<Rule, Lanes, TileBeside>::run...};
 
 }  // namespace forge::cpu::HWY_NAMESPACE
 

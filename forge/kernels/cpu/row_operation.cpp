@@ -9,12 +9,15 @@
 namespace forge::cpu {
 namespace {
 
+// How far ahead memory is announced: with fp32, 1 KiB. Measured, Zen 4: 128 to 1024 make no difference.
+constexpr std::int64_t kColumnsAhead = 256;
 constexpr std::int64_t kLineBytes = 64;
 
+// The addresses behind a row's end are those of the next row or nobody's.
 void prefetch_columns(const Matrix& m, std::int64_t row, std::int64_t col, std::int64_t n) {
   const char* from = static_cast<const char*>(m.at(row, col));
   for (std::int64_t i = 0; i < n * static_cast<std::int64_t>(size_of(m.dtype)); i += kLineBytes)
-    __builtin_prefetch(from + i, 1, 2);
+    __builtin_prefetch(from + i, /*write*/ 1);
 }
 
 // Calls f(offset, n) for each block of n columns.
@@ -43,7 +46,7 @@ RowStore::RowStore(const Stored& stored, Sign sign, Target target, Extent extent
       layout_{size_of(stored.values.dtype), size_of(stored.rest.dtype), info_of(stored.format).columns_of_rest} {}
 
 float* RowStore::place(std::int64_t row, std::int64_t col, float* buffer) const {
-  return in_place() ? static_cast<float*>(stored_.values.at(row, col)) : buffer;
+  return is_fp32() ? static_cast<float*>(stored_.values.at(row, col)) : buffer;
 }
 
 float* RowStore::load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const {
@@ -52,13 +55,13 @@ float* RowStore::load(std::int64_t row, std::int64_t col, std::int64_t n, float*
     return buffer;
   }
   if (extent_ == Extent::column) row = 0;
-  if (!in_place()) codec_.decode(segment_at(stored_, row, col), layout_, n, buffer);
+  if (!is_fp32()) codec_.decode(segment_at(stored_, row, col), layout_, n, buffer);
   return place(row, col, buffer);
 }
 
 void RowStore::store(std::int64_t row, std::int64_t col, std::int64_t n, const float* x, const std::uint16_t* noise,
                      int noise_byte) const {
-  if (in_place()) return;
+  if (is_fp32()) return;
   Segment segment = segment_at(stored_, row, col);
   segment.noise = noise;
   segment.noise_byte = noise_byte;
@@ -74,8 +77,9 @@ void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) cons
 
 const std::uint16_t* BlockNoise::of(std::uint32_t use) {
   if (use != use_) {
-    noise_.use = use_ = use;
-    fill_(noise_, in_, row_, col_, n_, bits_);
+    Noise noise = source_.noise;
+    noise.use = use_ = use;
+    source_.fill(noise, source_.in, row_, col_, n_, bits_);
   }
   return bits_;
 }
@@ -84,10 +88,11 @@ RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const Rul
                            std::span<RoundingCount> rounding)
     : n_stores_(static_cast<int>(1 + S.size())),
       run_(rule_loop(rule.rule(), target)),
+      takes_tiles_(run_ != rule_loop(rule.rule(), Target::ref)),
       add_squares_(format_half(target).add_squares),
       rule_(rule),
       scale_(scale),
-      noise_(W, target),
+      noise_{W.noise, W.values.cols, format_half(target).noise},
       rounding_(rounding) {
   stores_[0] = RowStore(W, Sign::any, target);
   formats_[0] = W.format;
@@ -96,6 +101,8 @@ RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const Rul
     stores_[1 + k] = RowStore(S[k], moment.sign, target, moment.extent);
     formats_[1 + k] = S[k].format;
   }
+  auto used = std::span(stores_).first(1 + S.size());
+  in_place_ = rule.rule().sums == 0 && rounding.empty() && std::ranges::all_of(used, &RowStore::in_place);
 }
 
 void RowOperation::store(int which, std::int64_t row, std::int64_t col, std::int64_t n, const float* x,
@@ -117,28 +124,35 @@ void RowOperation::count(std::int64_t row, std::int64_t col, std::int64_t n, con
   }
 }
 
-void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const {
+void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                          const Tile* tile) const {
+  if (in_place_) {
+    float* x[1 + kMaxMoments];
+    for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].place(row, col, nullptr);
+    return run_({x[0], x + 1, g, n, scale_, rule_.constants(), nullptr, kColumnsAhead, tile});
+  }
+  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
+    update_block(row, col + offset, block, g + offset, lanes, offset == 0 ? tile : nullptr);
+  });
+}
+
+void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                                const Tile* tile) const {
   const RuleInfo& info = rule_.rule();
   float buffers[1 + kMaxMoments][kRowBlock], numbers_of[kMaxSums][kRowBlock];
   float *x[1 + kMaxMoments], *numbers[kMaxSums];
   for (int k = 0; k < kMaxSums; ++k) numbers[k] = numbers_of[k];
   BlockBefore before;
-  BlockNoise noise = noise_;
-  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
-    std::int64_t at = col + offset;
-    noise.move_to(row, at, block);
-    for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, at, block, buffers[i]);
-    for (std::size_t i = 0; i < rounding_.size(); ++i) std::copy_n(x[i], block, before[i]);
-    run_(x[0], x + 1, g + offset, block, scale_, rule_.constants(), numbers);
-    for (int i = 0; i < n_stores_; ++i)
-      if (info.writes(i)) store(i, row, at, block, x[i], noise);
-    if (!rounding_.empty()) count(row, at, block, before, x);
-    for (int k = 0; k < info.sums; ++k) add_squares_(lanes + k * kNormLanes, numbers[k], block, 1);
-  });
-}
-
-void RowOperation::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
-  for (int i = 0; i < n_stores_; ++i) stores_[static_cast<std::size_t>(i)].prefetch(row, col, n);
+  BlockNoise noise(noise_, row, col, n);
+  for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, col, n, buffers[i]);
+  for (std::size_t i = 0; i < rounding_.size(); ++i) std::copy_n(x[i], n, before[i]);
+  run_({x[0], x + 1, g, n, scale_, rule_.constants(), numbers, 0, tile});
+  for (int i = 0; i < n_stores_; ++i) {
+    stores_[static_cast<std::size_t>(i)].prefetch(row, col + kColumnsAhead, n);
+    if (info.writes(i)) store(i, row, col, n, x[i], noise);
+  }
+  if (!rounding_.empty()) count(row, col, n, before, x);
+  for (int k = 0; k < info.sums; ++k) add_squares_(lanes + k * kNormLanes, numbers[k], n, 1);
 }
 
 RowStorer::RowStorer(const Matrix& D, float scale, Target target)

@@ -20,19 +20,21 @@ class RowStore {
   RowStore() = default;
   RowStore(const Stored& stored, Sign sign, Target target, Extent extent = Extent::element);
 
-  // n ≤ kRowBlock numbers from (row, col), col a multiple of kRowBlock: where they are, if that is fp32, else decoded.
-  // Of a row's one number, n copies; of columns' numbers, those of these columns.
+  // n ≤ kRowBlock numbers from (row, col), col a multiple of kBlockColumns: where they are, if that is fp32, else
+  // decoded. Of a row's one number, n copies; of columns' numbers, those of these columns.
   float* load(std::int64_t row, std::int64_t col, std::int64_t n, float* buffer) const;
   // The same without reading: what is stored does not matter.
   float* place(std::int64_t row, std::int64_t col, float* buffer) const;
   // Encodes what load or place gave. noise: as Segment has it.
   void store(std::int64_t row, std::int64_t col, std::int64_t n, const float* x, const std::uint16_t* noise = nullptr,
              int noise_byte = 0) const;
-  // Announces that the columns will be loaded.
+  // Asks for the memory of n columns that will be loaded soon.
   void prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const;
+  // Whether load and place give where the numbers are, for any n.
+  bool in_place() const { return is_fp32() && extent_ == Extent::element; }
 
  private:
-  bool in_place() const { return stored_.format == Format::fp32; }
+  bool is_fp32() const { return stored_.format == Format::fp32; }
 
   Stored stored_;
   Extent extent_ = Extent::element;
@@ -40,21 +42,26 @@ class RowStore {
   SegmentLayout layout_ = {};
 };
 
+// What a weight's random bits are made of.
+struct NoiseSource {
+  Noise noise;
+  std::int64_t in;
+  void (*fill)(const Noise& noise, std::int64_t in, std::int64_t row, std::int64_t col, std::int64_t n,
+               std::uint16_t* out);
+};
+
 // The random bits of one block of columns, made when they are first asked for.
 class BlockNoise {
  public:
-  BlockNoise(const Stored& W, Target target) : noise_(W.noise), in_(W.values.cols), fill_(format_half(target).noise) {}
-  void move_to(std::int64_t row, std::int64_t col, std::int64_t n) { row_ = row, col_ = col, n_ = n, use_ = kNone; }
+  BlockNoise(const NoiseSource& source, std::int64_t row, std::int64_t col, std::int64_t n)
+      : source_(source), row_(row), col_(col), n_(n) {}
   const std::uint16_t* of(std::uint32_t use);
 
  private:
-  static constexpr std::uint32_t kNone = ~0u;
-  Noise noise_;
-  std::int64_t in_, row_ = 0, col_ = 0, n_ = 0;
-  void (*fill_)(const Noise& noise, std::int64_t in, std::int64_t row, std::int64_t col, std::int64_t n,
-                std::uint16_t* out);
-  std::uint32_t use_ = kNone;
-  std::uint16_t bits_[kRowBlock];
+  const NoiseSource& source_;
+  std::int64_t row_, col_, n_;
+  std::uint32_t use_ = ~0u;
+  std::uint16_t bits_[kRowBlock];  // of use_
 };
 
 // The old numbers of one block, kept where rounding is counted.
@@ -65,12 +72,15 @@ class RowOperation {
  public:
   RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target,
                std::span<RoundingCount> rounding);
-  // Columns [col, col + n) of a row, col a multiple of kRowBlock. lanes: of the row, kNormLanes for each sum of the
-  // rule, which grow.
-  void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const;
-  void prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const;
+  // Columns [col, col + n) of a row, col a multiple of kBlockColumns. lanes: of the row, kNormLanes for each sum of the
+  // rule, which grow. tile: of a chain, to be run too, where it is not null.
+  void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+              const Tile* tile) const;
+  bool takes_tiles() const { return takes_tiles_; }
 
  private:
+  void update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                    const Tile* tile) const;
   void store(int which, std::int64_t row, std::int64_t col, std::int64_t n, const float* x, BlockNoise& noise) const;
   void count(std::int64_t row, std::int64_t col, std::int64_t n, const BlockBefore& before,
              float* const* results) const;
@@ -79,10 +89,12 @@ class RowOperation {
   std::array<Format, 1 + kMaxMoments> formats_{};
   int n_stores_;
   RuleRun run_;
+  bool takes_tiles_;  // a loop of `ref` does not
   void (*add_squares_)(double* lanes, const float* g, std::int64_t n, float scale);
   const RuleStep& rule_;
+  bool in_place_ = true;  // the rule runs on what is stored, and nothing else is to do
   float scale_;
-  BlockNoise noise_;  // copied for each segment: workers share the operation
+  NoiseSource noise_;
   std::span<RoundingCount> rounding_;
 };
 
@@ -91,7 +103,6 @@ class RowStorer {
  public:
   RowStorer(const Matrix& D, float scale, Target target);
   void store(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const;
-  void prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const { D_.prefetch(row, col, n); }
 
  private:
   RowStore D_;

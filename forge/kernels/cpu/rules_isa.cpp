@@ -1,4 +1,4 @@
-// Rules over vector registers: numbers in fp32, whatever they are stored as. No matrix product, no format.
+// Rules over vector registers, alone and beside a tile of a chain: numbers in fp32, whatever they are stored as.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -9,6 +9,8 @@
 
 HWY_BEFORE_NAMESPACE();
 #include "forge/kernels/cpu/lanes.h"
+// Behind lanes.h.
+#include "forge/kernels/cpu/multiply_tile.h"
 #include "forge/kernels/rule_loop.h"
 #include "forge/rules/list.h"
 
@@ -19,7 +21,7 @@ namespace {
 RuleRun find_rule(const RuleInfo& rule) {
   RuleRun found = nullptr;
   RuleList::for_each([&]<class Rule>() {
-    if (rule.id == fnv1a(Rule::kName)) found = RuleLoop<Rule, Lanes>::run;
+    if (rule.id == fnv1a(Rule::kName)) found = RuleLoop<Rule, Lanes, TileBeside>::run;
   });
   return found;
 }

@@ -1,12 +1,15 @@
 #include "forge/kernels/cpu/strips.h"
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 #include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
 #include "forge/kernels/cpu/row_buckets.h"
 #include "forge/kernels/cpu/tile_config.h"
 #include "forge/kernels/float_environment.h"
+#include "forge/kernels/line_sums.h"
 
 namespace forge::cpu {
 namespace {
@@ -16,28 +19,62 @@ struct Place {
   std::int64_t row = 0, rows = 0, col = 0, cols = 0;
 };
 
-// Announces a strip to the consumer in equal pieces.
-class Announcement {
+// A strip of G in memory, of which the consumer has had the first pieces: from left to right, row by row.
+class Strip {
  public:
-  Announcement() = default;
-  Announcement(const Place& place, std::int64_t pieces)
-      : place_(place), piece_(ceil_div(place.rows * place.cols, pieces)) {}
+  Strip(float* g, std::int64_t stride) : g_(g), stride_(stride) {}
 
-  void advance(const SegmentConsumer& consumer) {
-    for (std::int64_t left = piece_; left > 0 && row_ < place_.rows;) {
-      std::int64_t n = std::min(left, place_.cols - col_);
-      consumer.touch(place_.row + row_, place_.col + col_, n);
-      left -= n;
-      col_ += n;
-      if (col_ == place_.cols) ++row_, col_ = 0;
-    }
+  void begin(const Place& place, std::int64_t piece) {
+    place_ = place;
+    piece_ = piece;
+    pieces_of_row_ = ceil_div(place.cols, piece);
+  }
+
+  const Place& place() const { return place_; }
+  float* row(std::int64_t r) const { return g_ + r * stride_; }
+  std::int64_t stride() const { return stride_; }
+  std::int64_t pieces() const { return place_.rows * pieces_of_row_; }
+
+  void consume(std::int64_t i, const SegmentConsumer& consumer, const Tile* tile) const {
+    auto [r, c, n] = piece(i);
+    consumer.consume(place_.row + r, place_.col + c, n, row(r) + c, tile);
   }
 
  private:
+  struct Piece {
+    std::int64_t r, c, n;
+  };
+  Piece piece(std::int64_t i) const {
+    std::int64_t c = i % pieces_of_row_ * piece_;
+    return {i / pieces_of_row_, c, std::min(piece_, place_.cols - c)};
+  }
+
+  float* g_;
+  std::int64_t stride_;
   Place place_;
-  std::int64_t piece_ = 0;
-  std::int64_t row_ = 0, col_ = 0;
+  std::int64_t piece_ = 1, pieces_of_row_ = 0;
 };
+
+// Tokens between two stores of the accumulators: a panel of dY (12 KiB) stays in L1 while the panels of X stream by.
+constexpr std::int64_t kTokenBlock = 512;
+
+// Some panels of rows times some panels of columns: a run of tokens of a strip.
+struct StripProduct {
+  const float* a;  // row panels of K × tile rows, packed, `a_panel` floats apart
+  std::int64_t a_panel;
+  std::int64_t row_panels;
+  const float* b;  // column panels of K × tile cols, packed, `b_panel` floats apart
+  std::int64_t b_panel;
+  std::int64_t col_panels;
+  std::int64_t K;  // tokens
+  bool fresh;      // the chains start at −0, not at what the strip holds
+};
+
+// Columns that are consumed beside a tile: as many elements as it has, or a few more, so that there is a tile for each
+// piece of a strip of the same size.
+std::int64_t piece_beside(const ChainHalf& chain) {
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(chain.tile_rows * chain.tile_cols)));
+}
 
 // Everything about one call that all workers share.
 struct Job {
@@ -49,6 +86,7 @@ struct Job {
   std::int64_t col;        // where the block of columns begins that is worked at
   float* packed_x;         // panels of K × tile_cols for the columns of this block
   const RowBuckets* rows;  // one for each Rows term
+  std::int64_t piece;      // columns that the consumer gets at a time
 };
 
 // Calls f(outer, token) for each Outer term; `token` is where its tokens begin in the packed panels.
@@ -62,27 +100,35 @@ void for_each_outer(const Expression& G, const F& f) {
     }
 }
 
-// One worker on one task, strip by strip: the chain fills the strip, the consumer empties it, and during both the
-// memory that the consumer will need for the next strip is on its way.
+// One worker, strip by strip: while the chain fills a strip, the consumer empties the one before it, a piece beside a
+// tile, so that the memory and the divider that the consumer waits for work beside the chain's multiply-adds.
 class Worker {
  public:
-  Worker(const Job& job, float* packed_dy, float* strip) : job_(job), packed_dy_(packed_dy), strip_(strip) {}
+  Worker(const Job& job, float* packed_dy, float* strips, std::int64_t strip_floats)
+      : job_(job),
+        packed_dy_(packed_dy),
+        filling_(strips, job.tile.strip_stride()),
+        full_(strips + strip_floats, job.tile.strip_stride()) {}
 
-  // Rows [row, row_end) by columns [col, col_end) of the block.
+  // Rows [row, row_end) by columns [col, col_end) of the block. Their last strip may wait.
   void run(std::int64_t row, std::int64_t row_end, std::int64_t col, std::int64_t col_end) {
-    FloatEnvironment ieee;
     task_ = {.row = row, .rows = row_end - row, .col = col, .cols = col_end - col};
     pack_dy();
-    place_ = {.row = row,
-              .rows = std::min(strip_rows(), task_.rows),
-              .col = col,
-              .cols = std::min(job_.tile.strip_cols, task_.cols)};
-    while (place_.rows > 0) {
-      Place next = after(place_);
-      do_strip(next);
-      place_ = next;
+    Place place = {.row = row,
+                   .rows = std::min(strip_rows(), task_.rows),
+                   .col = col,
+                   .cols = std::min(job_.tile.strip_cols, task_.cols)};
+    for (; place.rows > 0; place = after(place)) {
+      filling_.begin(place, job_.piece);
+      fill();
+      finish();
+      std::swap(filling_, full_);
+      consumed_ = 0;
     }
   }
+
+  // Empties the strip that waits.
+  void finish() { consume_until(full_.pieces()); }
 
  private:
   std::int64_t tile_rows() const { return job_.chain.tile_rows; }
@@ -108,33 +154,24 @@ class Worker {
     });
   }
 
-  void do_strip(const Place& next) {
-    std::int64_t row_panels = ceil_div(place_.rows, tile_rows());
-    std::int64_t col_panels = ceil_div(place_.cols, job_.chain.tile_cols);
-    std::int64_t segments = ceil_div(place_.cols, kSegmentColumns);
-    next_ = Announcement(next, product_pauses(job_.K, row_panels * col_panels) + place_.rows * segments);
-    fill(row_panels, col_panels);
-    for (std::int64_t r = 0; r < place_.rows; ++r)
-      for (std::int64_t c = 0; c < place_.cols; c += kSegmentColumns) {
-        next_.advance(job_.consumer);
-        std::int64_t n = std::min(kSegmentColumns, place_.cols - c);
-        job_.consumer.consume(place_.row + r, place_.col + c, n, strip_row(r) + c);
-      }
+  void consume(const Tile* tile) { full_.consume(consumed_++, job_.consumer, tile); }
+  void consume_until(std::int64_t end) {
+    while (consumed_ < end) consume(nullptr);
   }
 
-  float* strip_row(std::int64_t r) { return strip_ + r * job_.tile.strip_cols; }
-
   // The chains of the strip: each run of Outer terms is one product, other terms add rows.
-  void fill(std::int64_t row_panels, std::int64_t col_panels) {
-    StripProduct run = {.a = packed_dy_ + (place_.row - task_.row) * job_.K,
+  void fill() {
+    const Place& place = filling_.place();
+    std::int64_t row_panels = ceil_div(place.rows, tile_rows());
+    std::int64_t col_panels = ceil_div(place.cols, job_.chain.tile_cols);
+    tiles_ = {.done = 0, .all = ceil_div(job_.K, kTokenBlock) * row_panels * col_panels};
+    StripProduct run = {.a = packed_dy_ + (place.row - task_.row) * job_.K,
                         .a_panel = job_.K * tile_rows(),
                         .row_panels = row_panels,
-                        .b = job_.packed_x + (place_.col - job_.col) * job_.K,
+                        .b = job_.packed_x + (place.col - job_.col) * job_.K,
                         .b_panel = job_.K * job_.chain.tile_cols,
                         .col_panels = col_panels,
                         .K = 0,
-                        .strip = strip_,
-                        .stride = job_.tile.strip_cols,
                         .fresh = true};
     const RowBuckets* buckets = job_.rows;
     for (const Term& term : job_.G.terms) {
@@ -153,10 +190,11 @@ class Worker {
 
   // Runs the tokens that the product has collected, and makes it the run behind them.
   void multiply(StripProduct& run) {
+    const Place& place = filling_.place();
     if (run.K > 0) {
-      job_.chain.multiply(run, [this] { next_.advance(job_.consumer); });
+      multiply_run(run);
     } else if (run.fresh) {
-      for (std::int64_t r = 0; r < place_.rows; ++r) std::fill_n(strip_row(r), place_.cols, -0.0f);
+      for (std::int64_t r = 0; r < place.rows; ++r) std::fill_n(filling_.row(r), place.cols, -0.0f);
     }
     run.a += run.K * tile_rows();
     run.b += run.K * job_.chain.tile_cols;
@@ -164,24 +202,54 @@ class Worker {
     run.fresh = false;
   }
 
+  void multiply_run(const StripProduct& run) {
+    for (std::int64_t t = 0; t < run.K; t += kTokenBlock)
+      for (std::int64_t j = 0; j < run.col_panels; ++j)
+        for (std::int64_t i = 0; i < run.row_panels; ++i)
+          multiply({.a = run.a + i * run.a_panel + t * tile_rows(),
+                    .b = run.b + j * run.b_panel + t * job_.chain.tile_cols,
+                    .tokens = std::min(kTokenBlock, run.K - t),
+                    .c = filling_.row(i * tile_rows()) + j * job_.chain.tile_cols,
+                    .stride = filling_.stride(),
+                    .fresh = run.fresh && t == 0});
+  }
+
+  // A tile, and as large a part of the full strip as it is of the one that it fills.
+  void multiply(const Tile& tile) {
+    // Several runs may take some tiles more than one of as many tokens.
+    std::int64_t done = std::min(++tiles_.done, tiles_.all), end = full_.pieces() * done / tiles_.all;
+    if (job_.consumer.takes_tiles && consumed_ < end)
+      consume(&tile);
+    else
+      job_.chain.multiply(tile);
+    consume_until(end);
+  }
+
   void add_row(std::int64_t r, const ConstMatrix& m, std::int64_t from_row, float scale) {
-    job_.chain.add_row(m.at(from_row, place_.col), m.dtype, scale, strip_row(r), place_.cols);
+    const Place& place = filling_.place();
+    job_.chain.add_row(m.at(from_row, place.col), m.dtype, scale, filling_.row(r), place.cols);
   }
 
   void add_dense(const Dense& term) {
-    for (std::int64_t r = 0; r < place_.rows; ++r) add_row(r, term.D, place_.row + r, term.scale);
+    for (std::int64_t r = 0; r < filling_.place().rows; ++r) add_row(r, term.D, filling_.place().row + r, term.scale);
   }
 
   void add_rows(const Rows& term, const RowBuckets& buckets) {
-    for (std::int64_t r = 0; r < place_.rows; ++r)
-      for (std::int64_t token : buckets.tokens(place_.row + r)) add_row(r, term.values, token, term.scale);
+    for (std::int64_t r = 0; r < filling_.place().rows; ++r)
+      for (std::int64_t token : buckets.tokens(filling_.place().row + r)) add_row(r, term.values, token, term.scale);
   }
+
+  struct Tiles {
+    std::int64_t done = 0, all = 0;
+  };
 
   const Job& job_;
   float* packed_dy_;
-  float* strip_;
-  Place task_, place_;
-  Announcement next_;
+  Place task_;
+  Strip filling_, full_;
+  std::int64_t consumed_ = 0;  // pieces of the full strip
+  Tiles tiles_;                // of the strip that is filled
+  FloatEnvironment ieee_;
 };
 
 TileConfig tile_for(const Expression& G, int workers, const ChainHalf& chain) {
@@ -197,17 +265,17 @@ TileConfig tile_for(const Expression& G, int workers, const ChainHalf& chain) {
 struct Buffers {
   float* packed_x;
   float* packed_dy;  // one piece for each worker
-  float* strips;     // one for each worker
+  float* strips;     // two for each worker
   std::int64_t dy_floats, strip_floats;
   RowBuckets* rows;
 
   Buffers(const Expression& G, int workers, const ChainHalf& chain, const TileConfig& tile, Arena& arena) {
     std::int64_t K = outer_tokens(G);
     dy_floats = round_up(tile.task_panels * chain.tile_rows * K, kLineFloats);
-    strip_floats = round_up(tile.strip_panels * chain.tile_rows * tile.strip_cols, kLineFloats);
+    strip_floats = tile.strip_panels * chain.tile_rows * tile.strip_stride();
     packed_x = arena.take<float>(tile.block_cols * K);
     packed_dy = arena.take<float>(workers * dy_floats);
-    strips = arena.take<float>(workers * strip_floats);
+    strips = arena.take<float>(2 * workers * strip_floats);
     std::int64_t rows_terms =
         std::count_if(G.terms.begin(), G.terms.end(), [](const Term& t) { return std::holds_alternative<Rows>(t); });
     rows = arena.take<RowBuckets>(rows_terms);
@@ -255,24 +323,35 @@ void for_each_segment(const Expression& G, const Context& context, const Segment
   for (const Term& term : G.terms)
     if (const Rows* rows = std::get_if<Rows>(&term)) (next++)->sort(rows->index);
 
-  Job job = {G, consumer, chain, tile, outer_tokens(G), 0, buffers.packed_x, buffers.rows};
+  Job job = {G,
+             consumer,
+             chain,
+             tile,
+             outer_tokens(G),
+             0,
+             buffers.packed_x,
+             buffers.rows,
+             shard > 0 ? kLinePiece : piece_beside(chain)};
   std::int64_t task_rows = tile.task_panels * chain.tile_rows, row_tasks = ceil_div(G.out, task_rows);
   for (; job.col < G.in; job.col += tile.block_cols) {
     std::int64_t col_end = std::min(job.col + tile.block_cols, G.in);
     pack_x(job, col_end, context.executor);
-    auto run = [&](std::int64_t task, std::int64_t from, std::int64_t to, int worker) {
-      Worker(job, buffers.packed_dy + worker * buffers.dy_floats, buffers.strips + worker * buffers.strip_floats)
-          .run(task * task_rows, std::min((task + 1) * task_rows, G.out), from, to);
-    };
-    if (shard == 0) {
-      parallel_tasks(context.executor, row_tasks,
-                     [&](std::int64_t task, int worker) { run(task, job.col, col_end, worker); });
-      continue;
-    }
-    std::int64_t first = job.col / shard;
-    parallel_tasks(context.executor, ceil_div(col_end, shard) - first, [&](std::int64_t k, int worker) {
-      std::int64_t from = std::max((first + k) * shard, job.col), to = std::min((first + k + 1) * shard, col_end);
-      for (std::int64_t task = 0; task < row_tasks; ++task) run(task, from, to, worker);
+    // Tasks by rows or, with shards, by columns.
+    std::int64_t first = shard > 0 ? job.col / shard : 0;
+    Tasks tasks(shard > 0 ? ceil_div(col_end, shard) - first : row_tasks);
+    context.executor.run([&](int worker) {
+      Worker work(job, buffers.packed_dy + worker * buffers.dy_floats,
+                  buffers.strips + 2 * worker * buffers.strip_floats, buffers.strip_floats);
+      auto run = [&](std::int64_t task, std::int64_t from, std::int64_t to) {
+        work.run(task * task_rows, std::min((task + 1) * task_rows, G.out), from, to);
+      };
+      tasks.take([&](std::int64_t task) {
+        if (shard == 0) return run(task, job.col, col_end);
+        std::int64_t from = std::max((first + task) * shard, job.col);
+        std::int64_t to = std::min((first + task + 1) * shard, col_end);
+        for (std::int64_t rows = 0; rows < row_tasks; ++rows) run(rows, from, to);
+      });
+      work.finish();
     });
   }
 }

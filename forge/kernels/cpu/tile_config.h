@@ -19,6 +19,10 @@ struct TileConfig {
   std::int64_t task_panels;   // panels that one worker takes at a time, a multiple of strip_panels
   std::int64_t block_cols;    // columns whose X is packed at once, a multiple of strip_cols
 
+  // Floats from row to row of a strip in memory: a line more than its columns, since the rows of a tile would share one
+  // set of L1 if they were a multiple of 4 KiB apart.
+  std::int64_t strip_stride() const { return strip_cols + 16; }
+
   bool operator==(const TileConfig&) const = default;
 };
 

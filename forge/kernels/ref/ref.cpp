@@ -117,7 +117,7 @@ void update_row(const Stored& W, std::span<const Stored> S, std::int64_t row, co
       load(matrix(i), moment(i), row, col, n, x[i] = now[i]);
       std::copy_n(x[i], n, before[i]);
     }
-    run(x[0], x + 1, g + col, n, 1.0f, rule.constants(), numbers);
+    run({x[0], x + 1, g + col, n, 1.0f, rule.constants(), numbers});
     for (int i = 0; i < matrices; ++i) {
       if (!info.writes(i)) continue;
       encode_updated(x[i], matrix(i), moment(i).sign, row, col, n, W, i);
