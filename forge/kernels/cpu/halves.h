@@ -23,6 +23,14 @@ struct ChainHalf {
                  std::int64_t panel_stride);
   void (*pack_b)(const ConstMatrix& m, float scale, std::int64_t col, std::int64_t cols, float* out,
                  std::int64_t panel_stride);
+  // The same of a bf16 matrix, two tokens in each word, ceil(rows / 2) × width a panel: the first in the upper half,
+  // and behind a last one alone what adds nothing: in pack_a zeros, in pack_b −0. Where has_pairs().
+  void (*pack_a_pairs)(const ConstMatrix& m, std::int64_t col, std::int64_t cols, float* out,
+                       std::int64_t panel_stride);
+  void (*pack_b_pairs)(const ConstMatrix& m, std::int64_t col, std::int64_t cols, float* out,
+                       std::int64_t panel_stride);
+  // Whether this machine multiplies pairs, step by step as fma does.
+  bool (*has_pairs)();
   // Continues the tile's chains.
   void (*multiply)(const Tile& tile);
   // strip[j] ← fma(scale, x[j], strip[j]), j < n: a row of a Dense or Rows term.

@@ -108,6 +108,14 @@ struct Lanes {
   friend HWY_INLINE Lanes operator/(Lanes a, Lanes b) { return Lanes(hn::Div(a.x, b.x)); }
   friend HWY_INLINE Lanes operator-(Lanes a) { return Lanes(hn::Neg(a.x)); }
   friend HWY_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return Lanes(hn::MulAdd(a.x, b.x, c.x)); }
+#if HWY_TARGET == HWY_AVX3
+  // Two steps of each lane's chain: a and b have two bf16 in each lane (pairs.h). Not an intrinsic: the instruction set
+  // of this region lacks it, and who calls this has asked the machine.
+  static HWY_INLINE Lanes fma_pairs(Lanes a, Lanes b, Lanes c) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c.x.raw) : "v"(a.x.raw), "v"(b.x.raw));
+    return c;
+  }
+#endif
   friend HWY_INLINE Lanes sqrt(Lanes a) { return Lanes(hn::Sqrt(a.x)); }
   friend HWY_INLINE Lanes abs(Lanes a) { return Lanes(hn::Abs(a.x)); }
   friend HWY_INLINE Mask operator>(Lanes a, Lanes b) { return hn::Gt(a.x, b.x); }

@@ -6,6 +6,7 @@
 
 #include "forge/base/integers.h"
 #include "forge/kernels/cpu/arena.h"
+#include "forge/kernels/cpu/pairs.h"
 #include "forge/kernels/cpu/row_buckets.h"
 #include "forge/kernels/cpu/tile_config.h"
 #include "forge/kernels/float_environment.h"
@@ -55,10 +56,22 @@ class Strip {
   std::int64_t piece_ = 1, pieces_of_row_ = 0;
 };
 
-// Tokens between two stores of the accumulators: a panel of dY (12 KiB) stays in L1 while the panels of X stream by.
-constexpr std::int64_t kTokenBlock = 512;
+// Steps between two stores of the accumulators: a panel of dY (12 KiB) stays in L1 while the panels of X stream by.
+constexpr std::int64_t kStepBlock = 512;
 
-// Some panels of rows times some panels of columns: a run of tokens of a strip.
+// The steps of G's chains of Outer terms, each of a token or of two.
+struct Steps {
+  bool pairs;
+  std::int64_t of(const Outer& outer) const { return pairs ? pairs_of(outer) : outer.X.rows; }
+  std::int64_t of(const Expression& G) const {
+    std::int64_t steps = 0;
+    for (const Term& term : G.terms)
+      if (const Outer* outer = std::get_if<Outer>(&term)) steps += of(*outer);
+    return steps;
+  }
+};
+
+// Some panels of rows times some panels of columns: a run of steps of a strip.
 struct StripProduct {
   const float* a;  // row panels of K × tile rows, packed, `a_panel` floats apart
   std::int64_t a_panel;
@@ -66,7 +79,7 @@ struct StripProduct {
   const float* b;  // column panels of K × tile cols, packed, `b_panel` floats apart
   std::int64_t b_panel;
   std::int64_t col_panels;
-  std::int64_t K;  // tokens
+  std::int64_t K;  // steps
   bool fresh;      // the chains start at −0, not at what the strip holds
 };
 
@@ -82,21 +95,22 @@ struct Job {
   const SegmentConsumer& consumer;
   const ChainHalf& chain;
   TileConfig tile;
-  std::int64_t K;          // tokens of all Outer terms: the length of the packed panels
+  Steps steps;
+  std::int64_t K;          // of all Outer terms: the length of the packed panels
   std::int64_t col;        // where the block of columns begins that is worked at
   float* packed_x;         // panels of K × tile_cols for the columns of this block
   const RowBuckets* rows;  // one for each Rows term
   std::int64_t piece;      // columns that the consumer gets at a time
 };
 
-// Calls f(outer, token) for each Outer term; `token` is where its tokens begin in the packed panels.
+// Calls f(outer, step) for each Outer term; `step` is where its steps begin in the packed panels.
 template <class F>
-void for_each_outer(const Expression& G, const F& f) {
-  std::int64_t token = 0;
-  for (const Term& term : G.terms)
+void for_each_outer(const Job& job, const F& f) {
+  std::int64_t step = 0;
+  for (const Term& term : job.G.terms)
     if (const Outer* outer = std::get_if<Outer>(&term)) {
-      f(*outer, token);
-      token += outer->X.rows;
+      f(*outer, step);
+      step += job.steps.of(*outer);
     }
 }
 
@@ -148,9 +162,12 @@ class Worker {
   }
 
   void pack_dy() {
-    for_each_outer(job_.G, [&](const Outer& outer, std::int64_t token) {
-      job_.chain.pack_a(outer.dY, outer.scale, task_.row, task_.rows, packed_dy_ + token * tile_rows(),
-                        job_.K * tile_rows());
+    for_each_outer(job_, [&](const Outer& outer, std::int64_t step) {
+      float* to = packed_dy_ + step * tile_rows();
+      if (job_.steps.pairs)
+        job_.chain.pack_a_pairs(outer.dY, task_.row, task_.rows, to, job_.K * tile_rows());
+      else
+        job_.chain.pack_a(outer.dY, outer.scale, task_.row, task_.rows, to, job_.K * tile_rows());
     });
   }
 
@@ -164,7 +181,7 @@ class Worker {
     const Place& place = filling_.place();
     std::int64_t row_panels = ceil_div(place.rows, tile_rows());
     std::int64_t col_panels = ceil_div(place.cols, job_.chain.tile_cols);
-    tiles_ = {.done = 0, .all = ceil_div(job_.K, kTokenBlock) * row_panels * col_panels};
+    tiles_ = {.done = 0, .all = ceil_div(job_.K, kStepBlock) * row_panels * col_panels};
     StripProduct run = {.a = packed_dy_ + (place.row - task_.row) * job_.K,
                         .a_panel = job_.K * tile_rows(),
                         .row_panels = row_panels,
@@ -176,7 +193,7 @@ class Worker {
     const RowBuckets* buckets = job_.rows;
     for (const Term& term : job_.G.terms) {
       if (const Outer* outer = std::get_if<Outer>(&term)) {
-        run.K += outer->X.rows;
+        run.K += job_.steps.of(*outer);
         continue;
       }
       multiply(run);
@@ -188,7 +205,7 @@ class Worker {
     multiply(run);
   }
 
-  // Runs the tokens that the product has collected, and makes it the run behind them.
+  // Runs the steps that the product has collected, and makes it the run behind them.
   void multiply(StripProduct& run) {
     const Place& place = filling_.place();
     if (run.K > 0) {
@@ -203,20 +220,21 @@ class Worker {
   }
 
   void multiply_run(const StripProduct& run) {
-    for (std::int64_t t = 0; t < run.K; t += kTokenBlock)
+    for (std::int64_t t = 0; t < run.K; t += kStepBlock)
       for (std::int64_t j = 0; j < run.col_panels; ++j)
         for (std::int64_t i = 0; i < run.row_panels; ++i)
           multiply({.a = run.a + i * run.a_panel + t * tile_rows(),
                     .b = run.b + j * run.b_panel + t * job_.chain.tile_cols,
-                    .tokens = std::min(kTokenBlock, run.K - t),
+                    .steps = std::min(kStepBlock, run.K - t),
                     .c = filling_.row(i * tile_rows()) + j * job_.chain.tile_cols,
                     .stride = filling_.stride(),
-                    .fresh = run.fresh && t == 0});
+                    .fresh = run.fresh && t == 0,
+                    .pairs = job_.steps.pairs});
   }
 
   // A tile, and as large a part of the full strip as it is of the one that it fills.
   void multiply(const Tile& tile) {
-    // Several runs may take some tiles more than one of as many tokens.
+    // Several runs may take some tiles more than one of as many steps.
     std::int64_t done = std::min(++tiles_.done, tiles_.all), end = full_.pieces() * done / tiles_.all;
     if (job_.consumer.takes_tiles && consumed_ < end)
       consume(&tile);
@@ -252,10 +270,10 @@ class Worker {
   FloatEnvironment ieee_;
 };
 
-TileConfig tile_for(const Expression& G, int workers, const ChainHalf& chain) {
+TileConfig tile_for(const Expression& G, Steps steps, int workers, const ChainHalf& chain) {
   return choose_tile({.out = G.out,
                       .in = G.in,
-                      .tokens = outer_tokens(G),
+                      .steps = steps.of(G),
                       .workers = workers,
                       .tile_rows = chain.tile_rows,
                       .tile_cols = chain.tile_cols});
@@ -269,8 +287,8 @@ struct Buffers {
   std::int64_t dy_floats, strip_floats;
   RowBuckets* rows;
 
-  Buffers(const Expression& G, int workers, const ChainHalf& chain, const TileConfig& tile, Arena& arena) {
-    std::int64_t K = outer_tokens(G);
+  Buffers(const Expression& G, Steps steps, int workers, const ChainHalf& chain, const TileConfig& tile, Arena& arena) {
+    std::int64_t K = steps.of(G);
     dy_floats = round_up(tile.task_panels * chain.tile_rows * K, kLineFloats);
     strip_floats = tile.strip_panels * chain.tile_rows * tile.strip_stride();
     packed_x = arena.take<float>(tile.block_cols * K);
@@ -297,10 +315,13 @@ void pack_x(const Job& job, std::int64_t col_end, Executor& executor) {
   parallel_tasks(executor, ceil_div(col_end - job.col, unit), [&](std::int64_t task, int) {
     FloatEnvironment ieee;
     std::int64_t begin = job.col + task * unit;
-    for_each_outer(job.G, [&](const Outer& outer, std::int64_t token) {
-      job.chain.pack_b(outer.X, 1.0f, begin, std::min(unit, col_end - begin),
-                       job.packed_x + (begin - job.col) * job.K + token * job.chain.tile_cols,
-                       job.K * job.chain.tile_cols);
+    for_each_outer(job, [&](const Outer& outer, std::int64_t step) {
+      std::int64_t cols = std::min(unit, col_end - begin), panel = job.K * job.chain.tile_cols;
+      float* to = job.packed_x + (begin - job.col) * job.K + step * job.chain.tile_cols;
+      if (job.steps.pairs)
+        job.chain.pack_b_pairs(outer.X, begin, cols, to, panel);
+      else
+        job.chain.pack_b(outer.X, 1.0f, begin, cols, to, panel);
     });
   });
 }
@@ -308,17 +329,23 @@ void pack_x(const Job& job, std::int64_t col_end, Executor& executor) {
 }  // namespace
 
 std::size_t strips_workspace_bytes(const Expression& G, int workers, const ChainHalf& chain) {
-  Arena arena;
-  Buffers(G, workers, chain, tile_for(G, workers, chain), arena);
-  return arena.used();
+  // Which steps it will be depends on the numbers.
+  std::size_t most = 0;
+  for (Steps steps : {Steps{false}, Steps{true}}) {
+    Arena arena;
+    Buffers(G, steps, workers, chain, tile_for(G, steps, workers, chain), arena);
+    most = std::max(most, arena.used());
+  }
+  return most;
 }
 
 void for_each_segment(const Expression& G, const Context& context, const SegmentConsumer& consumer,
                       std::int64_t shard) {
   const ChainHalf& chain = chain_half(context.target);
-  TileConfig tile = tile_for(G, context.executor.workers(), chain);
+  Steps steps = {chain.has_pairs() && is_exact_in_pairs(G, context.executor)};
+  TileConfig tile = tile_for(G, steps, context.executor.workers(), chain);
   Arena arena(context.workspace);
-  Buffers buffers(G, context.executor.workers(), chain, tile, arena);
+  Buffers buffers(G, steps, context.executor.workers(), chain, tile, arena);
   RowBuckets* next = buffers.rows;
   for (const Term& term : G.terms)
     if (const Rows* rows = std::get_if<Rows>(&term)) (next++)->sort(rows->index);
@@ -327,7 +354,8 @@ void for_each_segment(const Expression& G, const Context& context, const Segment
              consumer,
              chain,
              tile,
-             outer_tokens(G),
+             steps,
+             steps.of(G),
              0,
              buffers.packed_x,
              buffers.rows,

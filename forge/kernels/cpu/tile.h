@@ -7,14 +7,15 @@ namespace forge::cpu {
 // Rows of a tile where an instruction set has 16 vector registers and where it has 32 (multiply_tile.h says why).
 constexpr int kTileRowsOf16 = 6, kTileRowsOf32 = 8;
 
-// One tile of a strip of G: tile_rows × tile_cols chains over `tokens` tokens.
+// One tile of a strip of G: tile_rows × tile_cols chains of `steps` steps, each of a token or of two.
 struct Tile {
-  const float* a;  // tokens × tile rows, packed
-  const float* b;  // tokens × tile cols, packed
-  std::int64_t tokens;
+  const float* a;  // steps × tile rows, packed
+  const float* b;  // steps × tile cols, packed
+  std::int64_t steps;
   float* c;  // the chains, rows `stride` floats apart
   std::int64_t stride;
   bool fresh;  // the chains start at −0, not at what c holds
+  bool pairs;  // a and b have two bf16 in each word, the first token's in its upper half (pairs.h)
 };
 
 }  // namespace forge::cpu

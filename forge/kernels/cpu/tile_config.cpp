@@ -8,7 +8,7 @@ namespace forge::cpu {
 namespace {
 
 // Sizes that were measured (bench/kernels.cpp; 4096 × 4096, two cores with 512 KiB of L2 each and 32 MiB of L3).
-// Up to kLongChain tokens, whole rows: W and its moments stream best in long segments, and X's panels stay in L3.
+// Up to kLongChain steps, whole rows: W and its moments stream best in long segments, and X's panels stay in L3.
 constexpr std::int64_t kLongChain = 512;
 constexpr std::int64_t kWideStrip = 4096;  // 6 rows of it are 96 KiB: two strips stay in L2 until they are consumed
 constexpr std::int64_t kWideTask = 16;
@@ -25,14 +25,14 @@ constexpr std::int64_t kTasksPerWorker = 8;
 }  // namespace
 
 TileConfig choose_tile(const TileProblem& p) {
-  bool narrow = p.tokens > kLongChain;
+  bool narrow = p.steps > kLongChain;
   std::int64_t in = round_up(std::max<std::int64_t>(p.in, 1), p.tile_cols);
   std::int64_t panels = ceil_div(p.out, p.tile_rows);
   std::int64_t strip_panels = narrow ? kNarrowPanels : 1;
   std::int64_t strip_cols = std::min(narrow ? kNarrowStrip : kWideStrip, in);
   std::int64_t task =
       std::clamp<std::int64_t>(panels / (kTasksPerWorker * p.workers), 1, narrow ? kNarrowTask : kWideTask);
-  std::int64_t packed_cols = kPackedBytes / std::max<std::int64_t>(4 * p.tokens, 1);
+  std::int64_t packed_cols = kPackedBytes / std::max<std::int64_t>(4 * p.steps, 1);
   return {.strip_panels = strip_panels,
           .strip_cols = strip_cols,
           .task_panels = round_up(task, strip_panels),

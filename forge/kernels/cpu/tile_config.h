@@ -7,7 +7,7 @@ namespace forge::cpu {
 
 struct TileProblem {
   std::int64_t out, in;
-  std::int64_t tokens;  // of all Outer terms
+  std::int64_t steps;  // of the chains: tokens of all Outer terms, or pairs of them
   int workers;
   int tile_rows, tile_cols;  // of the chain half
 };

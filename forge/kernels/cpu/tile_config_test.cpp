@@ -17,7 +17,7 @@ namespace {
   TileConfig c = choose_tile(p);
   auto wrong = [&](const char* what) {
     return ::testing::AssertionFailure() << what << ": " << to_string(c) << " for (" << p.out << ", " << p.in << "), "
-                                         << p.tokens << " tokens, " << p.workers << " workers";
+                                         << p.steps << " tokens, " << p.workers << " workers";
   };
   if (!(c == choose_tile(p))) return wrong("not pure");
   if (c.strip_panels < 1 || c.strip_cols < 1 || c.task_panels < 1 || c.block_cols < 1) return wrong("an empty tile");
@@ -29,7 +29,7 @@ namespace {
   if (c.strip_cols < p.in && c.strip_cols % 16 != 0) return wrong("the second strip begins between lanes");
   constexpr std::int64_t kStripBytes = 512 << 10, kPackedBytes = 16 << 20;
   if (4 * c.strip_panels * p.tile_rows * c.strip_cols > kStripBytes) return wrong("the strip exceeds L2");
-  if (c.block_cols > c.strip_cols && 4 * c.block_cols * p.tokens > kPackedBytes) return wrong("too much X is packed");
+  if (c.block_cols > c.strip_cols && 4 * c.block_cols * p.steps > kPackedBytes) return wrong("too much X is packed");
   return ::testing::AssertionSuccess();
 }
 
@@ -47,7 +47,7 @@ TEST(TileConfig, KeepsItsWordOnAnyProblem) {
     auto [rows, cols] = *rc::gen::element(std::pair{6, 16}, std::pair{8, 32}, std::pair{8, 8});
     TileProblem p = {.out = *rc::gen::inRange<std::int64_t>(0, 200000),
                      .in = *rc::gen::inRange<std::int64_t>(0, 200000),
-                     .tokens = *rc::gen::inRange<std::int64_t>(0, 100000),
+                     .steps = *rc::gen::inRange<std::int64_t>(0, 100000),
                      .workers = *rc::gen::inRange(1, 257),
                      .tile_rows = rows,
                      .tile_cols = cols};
