@@ -50,15 +50,29 @@ __attribute__((target("avx512f"), noinline)) inline float spin_avx512() {
   for (int i = 0; i < kChains; ++i) total += _mm512_cvtss_f32(sum[i]);
   return total;
 }
+
+__attribute__((target("avx512f,avx512bf16"), noinline)) inline float spin_pairs() {
+  __m512 sum[kChains];
+  __m512bh x = (__m512bh)_mm512_set1_epi16(0x3F00), y = (__m512bh)_mm512_set1_epi16(0x3E80);  // 1/2, 1/4
+  for (int i = 0; i < kChains; ++i) sum[i] = _mm512_set1_ps(static_cast<float>(i));
+  for (std::int64_t r = 0; r < kFmaLoops; ++r)
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], x, y);
+  float total = 0;
+  for (int i = 0; i < kChains; ++i) total += _mm512_cvtss_f32(sum[i]);
+  return total;
+}
 #endif
 
 // GFLOP/s of all workers together; 0 where this program has no loop for the instruction set.
-inline double fma_gflops(forge::Executor& executor) {
+// bf16: of numbers that an instruction of the machine may take two at a time.
+inline double fma_gflops(forge::Executor& executor, bool bf16 = false) {
   int lanes = 0;
   float (*spin)() = nullptr;
 #if defined(__x86_64__)
   if (forge::best_target() == forge::Target::avx2) lanes = 8, spin = spin_avx2;
   if (forge::best_target() == forge::Target::avx512) lanes = 16, spin = spin_avx512;
+  if (spin == spin_avx512 && bf16 && __builtin_cpu_supports("avx512bf16")) lanes = 32, spin = spin_pairs;
 #endif
   if (!spin) return 0;
   std::vector<double> times;

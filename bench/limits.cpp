@@ -1,5 +1,5 @@
 // What no fused step on this machine can beat, measured now: the time to stream W and its moments through the rule
-// with an empty gradient, and the peak rate of fused multiply-adds. Prints one JSON object.
+// with an empty gradient, and the peak rate of multiply-adds of its dtype. Prints one JSON object.
 //   bench_limits OUT IN fp32|bf16 THREADS
 #include <cstdio>
 #include <cstdlib>
@@ -42,6 +42,6 @@ int main(int argc, char** argv) {
   forge::DType dtype = std::strcmp(argv[3], "bf16") == 0 ? forge::DType::bf16 : forge::DType::f32;
   forge::OpenMpExecutor executor(std::atoi(argv[4]));
   std::printf("{\"stream_ms\": %.4f, \"fma_gflops\": %.2f, \"target\": \"%s\"}\n",
-              stream_ms(std::atoll(argv[1]), std::atoll(argv[2]), dtype, executor), fma_gflops(executor),
-              forge::name_of(forge::best_target()));
+              stream_ms(std::atoll(argv[1]), std::atoll(argv[2]), dtype, executor),
+              fma_gflops(executor, dtype == forge::DType::bf16), forge::name_of(forge::best_target()));
 }

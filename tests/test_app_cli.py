@@ -18,9 +18,10 @@ SMALL = ["--tokenizer", "bytes", *TINY]
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"{BINARY} is not built: make build")
 
 
-def run_forge(*arguments):
+def run_forge(*arguments, **environment):
     command = [str(BINARY), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    settings = {"capture_output": True, "text": True, "errors": "replace", "timeout": 120}
+    return subprocess.run(command, env=os.environ | environment, **settings)
 
 
 def train(out, *arguments):
@@ -275,3 +276,16 @@ def test_compare_reports_every_mode(text, tmp_path):
         assert row["same_bits_as_two_phase"] is True
         assert (row["dense_gradient_bytes"] > 0) == row["mode"].startswith("two_phase")
         assert row["peak_bytes"] > 0 and row["step_ms"] > 0
+
+
+# ---- The environment ------------------------------------------------------------------------------------
+
+
+def test_forge_target_chooses_the_instructions():
+    command = ["verify", "--shape", "9x9", "--tokens", "3"]
+    chosen = run_forge(*command, FORGE_TARGET="ref")
+    assert chosen.returncode == 0, chosen.stderr
+    assert "3 tokens each, ref instructions" in chosen.stdout
+    refused = run_forge(*command, FORGE_TARGET="mmx")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("forge: FORGE_TARGET is mmx; this machine has ref")

@@ -1,7 +1,11 @@
 #include "forge/kernels/target.h"
 
+#include <cstdlib>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "forge/base/error.h"
 #include "forge/kernels/cpu/cpu.h"
 #include "forge/kernels/ref/ref.h"
 
@@ -30,7 +34,20 @@ std::span<const Target> available_targets() {
   return all;
 }
 
-Target best_target() { return available_targets().back(); }
+Target best_target() {
+  static const Target best = [] {
+    std::span<const Target> all = available_targets();
+    const char* wanted = std::getenv("FORGE_TARGET");
+    if (!wanted || !*wanted) return all.back();
+    std::string names;
+    for (Target target : all) {
+      if (std::string_view(wanted) == name_of(target)) return target;
+      names += std::string(names.empty() ? "" : ", ") + name_of(target);
+    }
+    fail("FORGE_TARGET is ", wanted, "; this machine has ", names);
+  }();
+  return best;
+}
 
 std::size_t workspace_bytes(const Expression& G, int workers, Target target) {
   return target == Target::ref ? ref::workspace_bytes(G) : cpu::workspace_bytes(G, workers, target);

@@ -15,6 +15,7 @@ const char* name_of(Target target);
 
 // What this machine can run, `ref` first, the fastest last.
 std::span<const Target> available_targets();
+// The fastest, or what the environment variable FORGE_TARGET names. Throws Error where this machine does not have that.
 Target best_target();
 
 // Everything a kernel needs beside its operands. Kernels never allocate.
