@@ -30,7 +30,8 @@ namespace forge {
 constexpr std::uint32_t kRuleLoopLayout = [] {
   std::size_t layout = kRuleLayout;
   for (std::size_t size :
-       {sizeof(RuleWork), sizeof(cpu::Tile), std::size_t{cpu::kTileRowsOf16}, std::size_t{cpu::kTileRowsOf32}})
+       {sizeof(RuleWork), sizeof(cpu::Tile), std::size_t{cpu::kTileRowsAvx2}, std::size_t{cpu::kTileRowsAvx512},
+        std::size_t{cpu::kTileRowsOther}, std::size_t{cpu::kTileVectors}})
     layout = layout * 131 + size;
   return static_cast<std::uint32_t>(layout);
 }();

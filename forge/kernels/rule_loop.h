@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -38,31 +39,43 @@ struct RuleLoop {
     for (int k = 0; k < Pass::kSums; ++k) given[k].store(p.numbers[k] + j);
   }
 
-  // n: a multiple of the lanes.
-  FORGE_INLINE static void apply(float* w, float* const* s, const float* g, std::int64_t n, float scale,
-                                 const Step& step, float* const* numbers) {
-    for (std::int64_t j = 0; j < n; j += V::kLanes) apply_at(j, {w, s, g, numbers}, scale, step);
-  }
-
   // Asks for memory, a little with each vector of columns: for a whole loop's at once, the queue of misses would fill.
   FORGE_INLINE static void announce(std::int64_t j, const Pointers& p, std::int64_t ahead) {
-    constexpr int kWrite = 1;
-    __builtin_prefetch(p.w + j + ahead, kWrite);
-    for (int k = 0; k < kMoments; ++k) __builtin_prefetch(p.s[k] + j + ahead, kWrite);
+    if (ahead == 0) return;
+    __builtin_prefetch(p.w + j + ahead);
+    for (int k = 0; k < kMoments; ++k) __builtin_prefetch(p.s[k] + j + ahead);
   }
 
-  // Runs work.tile, and of the first n columns, a multiple of the lanes, as many as there is time for: how many.
-  FORGE_INLINE static std::int64_t run_beside(const RuleWork& work, const Pointers& p, std::int64_t n,
-                                              const Step& step) {
-    std::int64_t j = 0;
-    Beside::run(
-        *work.tile, [&]() __attribute__((always_inline)) {
-          if (j == n) return;
-          announce(j, p, work.ahead);
-          apply_at(j, p, work.scale, step);
-          j += V::kLanes;
-        });
-    return j;
+  // A vector of columns each time it is called, until n are done.
+  struct Next {
+    const RuleWork& work;
+    const Pointers& p;
+    const Step& step;
+    std::int64_t n;  // a multiple of the lanes
+    std::int64_t done = 0;
+
+    FORGE_INLINE void operator()() {
+      if (done == n) return;
+      announce(done, p, work.ahead);
+      apply_at(done, p, work.scale, step);
+      done += V::kLanes;
+    }
+  };
+
+  // Columns [from, from + rest), fewer than the lanes: through full registers on the stack, so that the arithmetic is
+  // the same.
+  static void apply_rest(std::int64_t from, std::size_t rest, const Pointers& p, float scale, const Step& step) {
+    std::size_t bytes = rest * sizeof(float);
+    float w[V::kLanes] = {}, g[V::kLanes] = {}, s[kMomentArray][V::kLanes] = {}, numbers[kSumArray][V::kLanes];
+    float *s_rows[kMomentArray], *numbers_rows[kSumArray];
+    std::memcpy(w, p.w + from, bytes);
+    std::memcpy(g, p.g + from, bytes);
+    for (int k = 0; k < kMoments; ++k) std::memcpy(s_rows[k] = s[k], p.s[k] + from, bytes);
+    for (int k = 0; k < Pass::kSums; ++k) numbers_rows[k] = numbers[k];
+    apply_at(0, {w, s_rows, g, numbers_rows}, scale, step);
+    if (Pass::kWritesWeight) std::memcpy(p.w + from, w, bytes);
+    for (int k = 0; k < kWritten; ++k) std::memcpy(p.s[k] + from, s[k], bytes);
+    for (int k = 0; k < Pass::kSums; ++k) std::memcpy(p.numbers[k] + from, numbers[k], bytes);
   }
 
   // A RuleRun.
@@ -72,29 +85,15 @@ struct RuleLoop {
     float *s[kMomentArray], *numbers[kSumArray];
     std::copy_n(work.s, kMoments, s);
     std::copy_n(work.numbers, Pass::kSums, numbers);
-    float* w = work.w;
-    const float* g = work.g;
-    std::int64_t n = work.n, whole = n / V::kLanes * V::kLanes, done = 0;
-    if constexpr (!std::is_void_v<Beside>)
-      if (work.tile) done = run_beside(work, {w, s, g, numbers}, whole, step);
-    for (; done < whole; done += V::kLanes) {
-      announce(done, {w, s, g, numbers}, work.ahead);
-      apply_at(done, {w, s, g, numbers}, work.scale, step);
-    }
-    if (whole == n) return;
-    // The rest through full registers on the stack, so that the arithmetic is the same.
-    std::size_t rest = static_cast<std::size_t>(n - whole) * sizeof(float);
-    float w_full[V::kLanes] = {}, g_full[V::kLanes] = {}, s_full[kMomentArray][V::kLanes] = {},
-          numbers_full[kSumArray][V::kLanes];
-    float *s_rest[kMomentArray], *numbers_rest[kSumArray];
-    std::memcpy(w_full, w + whole, rest);
-    std::memcpy(g_full, g + whole, rest);
-    for (int k = 0; k < kMoments; ++k) std::memcpy(s_rest[k] = s_full[k], s[k] + whole, rest);
-    for (int k = 0; k < Pass::kSums; ++k) numbers_rest[k] = numbers_full[k];
-    apply(w_full, s_rest, g_full, V::kLanes, work.scale, step, numbers_rest);
-    if (Pass::kWritesWeight) std::memcpy(w + whole, w_full, rest);
-    for (int k = 0; k < kWritten; ++k) std::memcpy(s[k] + whole, s_full[k], rest);
-    for (int k = 0; k < Pass::kSums; ++k) std::memcpy(numbers[k] + whole, numbers_full[k], rest);
+    const Pointers p = {work.w, s, work.g, numbers};
+    const std::int64_t whole = work.n / V::kLanes * V::kLanes;
+    Next next = {work, p, step, whole};
+    if constexpr (std::is_void_v<Beside>)
+      assert(!work.tile);
+    else if (work.tile)
+      Beside::run(*work.tile, next);
+    while (next.done < whole) next();
+    if (whole < work.n) apply_rest(whole, static_cast<std::size_t>(work.n - whole), p, work.scale, step);
   }
 };
 

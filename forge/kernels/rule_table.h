@@ -22,10 +22,10 @@ struct RuleWork {
   float scale;
   const void* step;       // the rule's Step
   float* const* numbers;  // numbers[k] gets n of each kind that the rule sums up; may be null where it has none
-  // What is this many columns behind those of w and s is asked for meanwhile: it need not be anybody's.
+  // What is this many columns behind those of w and s is asked for meanwhile; it need not be anybody's. 0: nothing.
   std::int64_t ahead = 0;
   // A tile of a chain to run too, the one beside the other; null: none. It has nothing in common with w, s, g and
-  // numbers. `ref` takes none.
+  // numbers. Not every loop takes one (cpu/halves.h).
   const cpu::Tile* tile = nullptr;
 };
 

@@ -148,7 +148,9 @@ def _compiled(file: Path) -> Path:
     """The library of a rule's file, from the cache where everything that goes into it is the same."""
     compiler = _compiler()
     isas = _isas(compiler)
-    preprocessed = _checked(file, _run([*compiler, *_FLAGS, "-E", "-x", "c++", str(file)]))
+    with ThreadPoolExecutor() as threads:
+        read = [[*compiler, *_FLAGS, *_define(isa), "-E", "-x", "c++", str(file)] for isa in ("", *isas)]
+        preprocessed = b"".join(_checked(file, result) for result in threads.map(_run, read))
     key = hashlib.sha256(preprocessed + repr((compiler, _FLAGS, isas)).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forge_optim"
     compiled = cache / f"{file.stem}-{key[:32]}.so"
@@ -159,11 +161,15 @@ def _compiled(file: Path) -> Path:
     return compiled
 
 
+def _define(isa: str) -> list[str]:
+    """The flag that makes a file the half of its rule for an instruction set; none for the host's."""
+    return [f"-DFORGE_ISA_{isa}"] if isa else []
+
+
 def _build(compiler: list[str], file: Path, isas: list[str], folder: Path) -> Path:
     def compile_for(isa: str) -> str:
         object_file = str(folder / f"rule{isa}.o")
-        define = [f"-DFORGE_ISA_{isa}"] if isa else []
-        _checked(file, _run([*compiler, *_FLAGS, *define, "-x", "c++", "-c", str(file), "-o", object_file]))
+        _checked(file, _run([*compiler, *_FLAGS, *_define(isa), "-x", "c++", "-c", str(file), "-o", object_file]))
         return object_file
 
     with ThreadPoolExecutor() as threads:

@@ -88,7 +88,7 @@ def test_no_gradient_is_kept_in_backward_and_the_direction_is_gone_after_the_upd
         optimizer.step()  # gives the workspace back
         after = recorder.live_bytes
     weight = layer.weight.nbytes
-    # The direction, its copy and two products of the shorter side, half a weight each.
-    assert weight <= recorder.peak_bytes <= 3.2 * weight
+    # The direction, its copy and two products of the shorter side, half a weight each; and the workspace, some 110 KB.
+    assert weight <= recorder.peak_bytes <= 3.25 * weight
     assert after < weight / 8
     assert isinstance(layer.weight.grad, forge.FactoredGrad)

@@ -3,10 +3,12 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "forge/base/widen.h"
 #include "forge/kernels/cpu/halves.h"
 #include "forge/kernels/cpu/isa.h"
+#include "forge/kernels/float_environment.h"
 
 HWY_BEFORE_NAMESPACE();
 #include "forge/kernels/cpu/lanes.h"
@@ -64,6 +66,7 @@ void pack_pairs(const ConstMatrix& m, std::int64_t col, std::int64_t cols, float
 #if HWY_TARGET == HWY_AVX3
 // Whether a pair is two steps of a chain, each rounded once, signs of zeros included: on numbers that meet no denormal.
 bool pairs_are_chains() {
+  FloatEnvironment ieee;
   std::uint64_t state = 1;
   auto random = [&](std::uint32_t below) {
     state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's
@@ -98,7 +101,8 @@ bool has_pairs() { return false; }
 #endif
 
 void multiply(const Tile& tile) {
-  multiply_tile(tile, [] {});
+  Nothing nothing;
+  multiply_tile(tile, nothing);
 }
 
 template <class T>

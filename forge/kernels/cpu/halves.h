@@ -40,6 +40,8 @@ struct ChainHalf {
 struct RuleHalf {
   // Null for a rule that is not of the list.
   RuleRun (*rule)(const RuleInfo& rule);
+  // Whether the loops take a tile along.
+  bool takes_tiles;
   // to[j] ← scale · g[j], j < n.
   void (*scaled)(const float* g, std::int64_t n, float scale, float* to);
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "forge/base/error.h"
 #include "forge/kernels/cpu/isa.h"
@@ -21,7 +22,7 @@ HWY_BEFORE_NAMESPACE();
 namespace forge::cpu::HWY_NAMESPACE {
 
 template <class... Rule>
-inline constexpr RuleRun kOwnLoops[] = {RuleLoop<Rule, Lanes, TileBeside>::run...};
+inline constexpr RuleRun kOwnLoops[] = {RuleLoop<Rule, Lanes, Beside>::run...};
 
 }  // namespace forge::cpu::HWY_NAMESPACE
 

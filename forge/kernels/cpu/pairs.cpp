@@ -20,10 +20,13 @@ std::int16_t smallest_magnitude(const std::int16_t* x, std::int64_t n) {
 }
 
 std::int16_t smallest_magnitude(const ConstMatrix& m, Executor& executor) {
-  constexpr std::int64_t kNumbers = 1 << 16;  // of a task: some 5 µs
+  constexpr std::int64_t kNumbers = 1 << 16;  // of a task: some 5 µs, as long as it takes to wake a thread
   std::int64_t rows = std::max<std::int64_t>(kNumbers / std::max<std::int64_t>(m.cols, 1), 1);
+  std::int64_t tasks = ceil_div(m.rows, rows);
   std::atomic<std::int16_t> smallest = kInfinity;
-  parallel_tasks(executor, ceil_div(m.rows, rows), [&](std::int64_t task, int) {
+  SerialExecutor here_alone;
+  Executor& chosen = tasks > 1 ? executor : here_alone;
+  parallel_tasks(chosen, tasks, [&](std::int64_t task, int) {
     std::int16_t here = kInfinity;
     for (std::int64_t r = task * rows; r < std::min((task + 1) * rows, m.rows); ++r)
       here = std::min(here, smallest_magnitude(static_cast<const std::int16_t*>(m.row(r)), m.cols));
@@ -46,14 +49,14 @@ bool is_exact_in_pairs(const Expression& G, Executor& executor) {
   std::span outers = G.terms.first(static_cast<std::size_t>(rest - G.terms.begin()));
   auto fits = [](const Term& term) { return is_bf16(std::get<Outer>(term)); };
   if (outers.empty() || !std::ranges::all_of(outers, fits) || std::any_of(rest, G.terms.end(), is_outer)) return false;
-  int dY = kInfinity, X = kInfinity;
+  int e_dY = kInfinity >> kFraction, e_X = e_dY;
   for (const Term& term : outers) {
     const Outer& outer = std::get<Outer>(term);
-    dY = std::min<int>(dY, smallest_magnitude(outer.dY, executor));
-    X = std::min<int>(X, smallest_magnitude(outer.X, executor));
+    e_dY = std::min(e_dY, smallest_magnitude(outer.dY, executor) >> kFraction);
+    e_X = std::min(e_X, smallest_magnitude(outer.X, executor) >> kFraction);
+    if (e_dY == 0 || e_X == 0 || e_dY + e_X < 142) return false;
   }
-  int e_dY = dY >> kFraction, e_X = X >> kFraction;
-  return e_dY > 0 && e_X > 0 && e_dY + e_X >= 142;
+  return true;
 }
 
 }  // namespace forge::cpu

@@ -130,5 +130,21 @@ TEST(Pairs, GiveTheDefinedBitsDownToTheSmallestNumbers) {
     }
 }
 
+TEST(Pairs, OverflowAsTheyWouldOneByOne) {
+  Random random(72);
+  const float largest = std::bit_cast<float>(0x7F7F0000u);
+  for (float odd : {largest, INFINITY, NAN})
+    for (std::int64_t tokens : {1, 2, 7}) {
+      auto number = [&] { return random.below(6) ? random.uniform(-4, 4) : random.below(2) ? odd : -largest; };
+      Buffer dY = Buffer(tokens, 11, DType::bf16).fill(number), X = Buffer(tokens, 40, DType::bf16).fill(number);
+      Term term = Outer{dY.view(), X.view()};
+      Expression G = {11, 40, {&term, 1}};
+      SerialExecutor serial;
+      for (Target target : available_targets())
+        EXPECT_TRUE(same_numbers(run_materialize({serial, target}, G).numbers(), defined_gradient(G)))
+            << name_of(target) << ", " << odd << ", " << tokens << " tokens";
+    }
+}
+
 }  // namespace
 }  // namespace forge::cpu

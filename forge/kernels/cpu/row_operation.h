@@ -89,10 +89,10 @@ class RowOperation {
   std::array<Format, 1 + kMaxMoments> formats_{};
   int n_stores_;
   RuleRun run_;
-  bool takes_tiles_;  // a loop of `ref` does not
+  bool takes_tiles_;
   void (*add_squares_)(double* lanes, const float* g, std::int64_t n, float scale);
   const RuleStep& rule_;
-  bool in_place_ = true;  // the rule runs on what is stored, and nothing else is to do
+  bool in_place_;  // the rule runs on what is stored
   float scale_;
   NoiseSource noise_;
   std::span<RoundingCount> rounding_;

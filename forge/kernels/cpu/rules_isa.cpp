@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "forge/base/error.h"
 #include "forge/kernels/cpu/halves.h"
@@ -21,7 +22,7 @@ namespace {
 RuleRun find_rule(const RuleInfo& rule) {
   RuleRun found = nullptr;
   RuleList::for_each([&]<class Rule>() {
-    if (rule.id == fnv1a(Rule::kName)) found = RuleLoop<Rule, Lanes, TileBeside>::run;
+    if (rule.id == fnv1a(Rule::kName)) found = RuleLoop<Rule, Lanes, Beside>::run;
   });
   return found;
 }
@@ -34,7 +35,7 @@ void scaled(const float* g, std::int64_t n, float scale, float* to) {
 
 }  // namespace
 
-constexpr RuleHalf kRuleHalf = {find_rule, scaled};
+constexpr RuleHalf kRuleHalf = {find_rule, !std::is_void_v<Beside>, scaled};
 
 }  // namespace HWY_NAMESPACE
 

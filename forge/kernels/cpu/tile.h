@@ -4,8 +4,9 @@
 
 namespace forge::cpu {
 
-// Rows of a tile where an instruction set has 16 vector registers and where it has 32 (multiply_tile.h says why).
-constexpr int kTileRowsOf16 = 6, kTileRowsOf32 = 8;
+// Rows of a tile for each instruction set, and its vectors of columns (multiply_tile.h says why).
+constexpr int kTileRowsAvx2 = 6, kTileRowsAvx512 = 8, kTileRowsOther = 12;
+constexpr int kTileVectors = 2;
 
 // One tile of a strip of G: tile_rows × tile_cols chains of `steps` steps, each of a token or of two.
 struct Tile {

@@ -10,7 +10,7 @@ namespace {
 // Sizes that were measured (bench/kernels.cpp; 4096 × 4096, two cores with 512 KiB of L2 each and 32 MiB of L3).
 // Up to kLongChain steps, whole rows: W and its moments stream best in long segments, and X's panels stay in L3.
 constexpr std::int64_t kLongChain = 512;
-constexpr std::int64_t kWideStrip = 4096;  // 6 rows of it are 96 KiB: two strips stay in L2 until they are consumed
+constexpr std::int64_t kWideStrip = 4096;  // 6 rows of it are 96 KiB, 8 rows 128: two strips stay in L2
 constexpr std::int64_t kWideTask = 16;
 // Beyond, the product dominates: a block of X's panels (512 columns by 512 tokens: 1 MiB) is used by several panels
 // of rows before the next one is read.

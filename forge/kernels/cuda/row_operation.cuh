@@ -60,7 +60,7 @@ struct RowOperation {
       if constexpr (extent_of<i>() == Extent::row) Columns::each([&](int c) { x[i][c] = x[i][0]; });
       if constexpr (i > 0) moments[i - 1] = x[i];
     });
-    RuleLoop<Rule, Columns>::apply(x[0], moments, g, Columns::kLanes, scale, step, numbers);
+    RuleLoop<Rule, Columns>::apply_at(0, {x[0], moments, g, numbers}, scale, step);
     unrolled<kMatrices>([&]<int i>() {
       constexpr bool kWritten = i == 0 ? PassOf<Rule>::kWritesWeight : PassOf<Rule>::kWritesMoments;
       if constexpr (kWritten) store<i>(weight, at, x[i]);
