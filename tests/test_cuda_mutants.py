@@ -69,7 +69,7 @@ MUTANTS = [
     ("halves", "a piece stored where it is not read", MMA, "place(stage, token, piece)", "place(stage, token, piece ^ 1)"),
     ("halves", "half precision multiplied as bf16", MMA, "term.first.dtype == DType::bf16", "term.first.dtype != DType::f32"),
     # The fused update.
-    ("tiles", "the gradient not scaled", ROW, "Columns::kLanes, scale, step", "Columns::kLanes, 1.f, step"),
+    ("tiles", "the gradient not scaled", ROW, "numbers}, scale, step", "numbers}, 1.f, step"),
     ("tiles", "a row ahead of its place", TILES, "end.load(row + kChainWarps);", "end.load(row + kChainWarps + 1);"),
     ("stored", "no mask on columns", STORED, "left < 0 ? 0 : left < kThreadColumns ? left : kThreadColumns", "left > 0 ? 4 : 0"),
     # The norm.
