@@ -35,6 +35,7 @@ struct Scalar {
     // 32 bits as a factor of 64-bit products, of which it is the lower half; the upper one is anything.
     struct Factor {
       std::uint64_t u;
+      Factor() = default;
       FORGE_INLINE explicit Factor(Bits b) : u(b.u) {}
       FORGE_INLINE explicit Factor(std::uint64_t product) : u(product) {}
       FORGE_INLINE friend Factor operator*(Factor a, std::uint32_t b) { return Factor((a.u & 0xFFFFFFFF) * b); }
@@ -43,10 +44,10 @@ struct Scalar {
       FORGE_INLINE Factor upper() const { return Factor(u >> 32); }
       FORGE_INLINE Bits lower() const { return Bits(static_cast<std::uint32_t>(u)); }
     };
-    // 0, 1, 2, …, a lane each.
-    FORGE_INLINE static Bits iota() { return Bits(0); }
-    // p[8 · lane + 2 · k], p[… + 1] ← the lower and the upper half of word k.
-    FORGE_INLINE static void store_interleaved(const Bits* words, std::uint16_t* p) {
+    // A group of four words for each lane, the numbers 0, 1, 2, … in whatever order is stored most easily.
+    FORGE_INLINE static Bits groups() { return Bits(0); }
+    // p[8 · group + 2 · k], p[… + 1] ← the lower and the upper half of word k, groups in the order of their numbers.
+    FORGE_INLINE static void store_groups(const Factor* words, std::uint16_t* p) {
       for (int k = 0; k < 4; ++k) {
         p[2 * k] = static_cast<std::uint16_t>(words[k].u);
         p[2 * k + 1] = static_cast<std::uint16_t>(words[k].u >> 16);

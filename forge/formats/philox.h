@@ -14,6 +14,8 @@ namespace forge::formats {
 template <class Bits>
 class Philox {
  public:
+  using Factor = typename Bits::Factor;
+
   FORGE_INLINE Philox(std::uint32_t key0, std::uint32_t key1) {
     for (int round = 0; round < kRounds; ++round, key0 += kWeyl0, key1 += kWeyl1) {
       keys_[2 * round] = Bits(key0);
@@ -21,9 +23,8 @@ class Philox {
     }
   }
 
-  FORGE_INLINE void encrypt(Bits* words) const {
-    using Factor = typename Bits::Factor;
-    Factor c[4] = {Factor(words[0]), Factor(words[1]), Factor(words[2]), Factor(words[3])};
+  // Of a counter's four words, which become the 128 bits.
+  FORGE_INLINE void encrypt(Factor* c) const {
     for (int round = 0; round < kRounds; ++round) {
       Factor product0 = c[0] * kMultiplier0, product1 = c[2] * kMultiplier1;
       c[0] = product1.upper() ^ c[1] ^ keys_[2 * round];
@@ -31,7 +32,6 @@ class Philox {
       c[2] = product0.upper() ^ c[3] ^ keys_[2 * round + 1];
       c[3] = product0;
     }
-    for (int k = 0; k < 4; ++k) words[k] = c[k].lower();
   }
 
  private:
@@ -49,12 +49,12 @@ FORGE_INLINE std::int64_t noise_group(const Noise& noise, std::int64_t in, std::
 }
 
 // words ← the 128 bits of a group and, where Bits has more lanes, of those behind it: no carry between the lanes.
-template <class Bits>
-FORGE_INLINE void draw_group(const Philox<Bits>& cipher, const Noise& noise, std::int64_t group, Bits* words) {
-  words[0] = Bits(static_cast<std::uint32_t>(group)) + Bits::iota();
-  words[1] = Bits(static_cast<std::uint32_t>(group >> 32));
-  words[2] = Bits(noise.counter2());
-  words[3] = Bits(noise.counter3());
+template <class Bits, class Factor = typename Bits::Factor>
+FORGE_INLINE void draw_group(const Philox<Bits>& cipher, const Noise& noise, std::int64_t group, Factor* words) {
+  words[0] = Factor(Bits(static_cast<std::uint32_t>(group)) + Bits::groups());
+  words[1] = Factor(Bits(static_cast<std::uint32_t>(group >> 32)));
+  words[2] = Factor(Bits(noise.counter2()));
+  words[3] = Factor(Bits(noise.counter3()));
   cipher.encrypt(words);
 }
 
@@ -70,14 +70,14 @@ FORGE_INLINE void fill_noise(const Noise& noise, std::int64_t in, std::int64_t r
   std::int64_t before = group % kGroups * 8 + column % 8;
   group -= group % kGroups;
   for (std::int64_t j = -before; j < n; j += kColumns, group += kGroups) {
-    Bits words[4];
+    typename Bits::Factor words[4];
     draw_group(cipher, noise, group, words);
     if (j >= 0 && j + kColumns <= n) {
-      Bits::store_interleaved(words, out + j);
+      Bits::store_groups(words, out + j);
       continue;
     }
     std::uint16_t bits[kColumns];
-    Bits::store_interleaved(words, bits);
+    Bits::store_groups(words, bits);
     std::int64_t first = std::max<std::int64_t>(-j, 0);
     std::copy(bits + first, bits + std::min(kColumns, n - j), out + j + first);
   }

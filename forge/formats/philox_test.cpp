@@ -17,10 +17,10 @@ namespace {
 using Words = std::array<std::uint32_t, 4>;
 
 Words encrypt(Words words, std::uint32_t key0, std::uint32_t key1) {
-  Scalar::Bits bits[4];
-  for (int k = 0; k < 4; ++k) bits[k] = Scalar::Bits(words[k]);
+  Scalar::Bits::Factor bits[4];
+  for (int k = 0; k < 4; ++k) bits[k] = Scalar::Bits::Factor(Scalar::Bits(words[k]));
   Philox<Scalar::Bits>(key0, key1).encrypt(bits);
-  for (int k = 0; k < 4; ++k) words[k] = bits[k].u;
+  for (int k = 0; k < 4; ++k) words[k] = bits[k].lower().u;
   return words;
 }
 

@@ -43,6 +43,7 @@ struct Lanes {
     struct Factor {
       using Product = hn::RepartitionToWide<U>;
       hn::Vec<Product> even, odd;
+      Factor() = default;
       HWY_INLINE explicit Factor(Bits b)
           : even(hn::BitCast(Product(), b.u)), odd(hn::ShiftRight<32>(hn::BitCast(Product(), b.u))) {}
       HWY_INLINE Factor(hn::Vec<Product> e, hn::Vec<Product> o) : even(e), odd(o) {}
@@ -58,14 +59,30 @@ struct Lanes {
         return {hn::Xor(a.even, bits), hn::Xor(a.odd, bits)};
       }
       HWY_INLINE Factor upper() const { return {hn::ShiftRight<32>(even), hn::ShiftRight<32>(odd)}; }
-      HWY_INLINE Bits lower() const {
-        return Bits(hn::OddEven(hn::BitCast(U(), hn::ShiftLeft<32>(odd)), hn::BitCast(U(), even)));
-      }
     };
-    static HWY_INLINE Bits iota() { return Bits(hn::Iota(U(), 0)); }
-    static HWY_INLINE void store_interleaved(const Bits* w, std::uint16_t* p) {
-      // Words of an array of halves: x86 and Arm are little-endian.
-      hn::StoreInterleaved4(w[0].u, w[1].u, w[2].u, w[3].u, U(), reinterpret_cast<std::uint32_t*>(p));
+    // Of each 128 bits the lanes 0, 2, 1 and 3 have a group in the first, second, … quarter of all: what store_groups
+    // puts together from them is then in order.
+    static HWY_INLINE Bits groups() {
+      constexpr std::uint32_t kQuarter = kLanes / 4, kFirst[] = {0, 2 * kQuarter, kQuarter, 3 * kQuarter};
+      alignas(64) std::uint32_t of_lane[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) of_lane[lane] = kFirst[lane % 4] + static_cast<std::uint32_t>(lane / 4);
+      return Bits(hn::Load(U(), of_lane));
+    }
+    // Words of an array of halves: x86 and Arm are little-endian.
+    static HWY_INLINE void store_groups(const Factor* words, std::uint16_t* p) {
+      using Product = Factor::Product;
+      auto two = [](hn::Vec<Product> low, hn::Vec<Product> high) {
+        return hn::BitCast(Product(), hn::OddEven(hn::BitCast(U(), hn::ShiftLeft<32>(high)), hn::BitCast(U(), low)));
+      };
+      auto store = [&](int quarter, hn::Vec<Product> groups) {
+        hn::StoreU(hn::BitCast(U(), groups), U(), reinterpret_cast<std::uint32_t*>(p) + quarter * kLanes);
+      };
+      auto even01 = two(words[0].even, words[1].even), even23 = two(words[2].even, words[3].even);
+      auto odd01 = two(words[0].odd, words[1].odd), odd23 = two(words[2].odd, words[3].odd);
+      store(0, hn::InterleaveLower(Product(), even01, even23));
+      store(1, hn::InterleaveUpper(Product(), even01, even23));
+      store(2, hn::InterleaveLower(Product(), odd01, odd23));
+      store(3, hn::InterleaveUpper(Product(), odd01, odd23));
     }
     friend HWY_INLINE Bits operator+(Bits a, Bits b) { return Bits(hn::Add(a.u, b.u)); }
     friend HWY_INLINE Bits operator-(Bits a, Bits b) { return Bits(hn::Sub(a.u, b.u)); }

@@ -183,19 +183,19 @@ FORGE_DEVICE void draw_four(Noise noise, std::uint32_t use, std::int64_t in, con
   noise.use = use;
   std::int64_t column = noise.col + at.col, group = formats::noise_group(noise, in, at.row, column);
   formats::Philox<Bits> cipher(noise.key0(), noise.key1());
-  Bits words[8];
+  Bits::Factor words[8];
   formats::draw_group(cipher, noise, group, words);
   if (noise.col % kThreadColumns == 0) {  // half a group
     bool upper = column % 8 != 0;
-    two[0] = upper ? words[2].u : words[0].u;
-    two[1] = upper ? words[3].u : words[1].u;
+    two[0] = (upper ? words[2] : words[0]).lower().u;
+    two[1] = (upper ? words[3] : words[1]).lower().u;
     return;
   }
   // A shard that begins between: the four are in this group and the next. Of the halves of both, in order, those from
   // column % 8 on, moved down by 4, 2 and 1.
   formats::draw_group(cipher, noise, group + 1, words + 4);
-  std::uint32_t w0 = words[0].u, w1 = words[1].u, w2 = words[2].u, w3 = words[3].u;
-  if (column & 4) w0 = w2, w1 = w3, w2 = words[4].u, w3 = words[5].u;
+  std::uint32_t w0 = words[0].lower().u, w1 = words[1].lower().u, w2 = words[2].lower().u, w3 = words[3].lower().u;
+  if (column & 4) w0 = w2, w1 = w3, w2 = words[4].lower().u, w3 = words[5].lower().u;
   if (column & 2) w0 = w1, w1 = w2, w2 = w3;
   two[0] = column & 1 ? w0 >> 16 | w1 << 16 : w0;
   two[1] = column & 1 ? w1 >> 16 | w2 << 16 : w1;
