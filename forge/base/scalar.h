@@ -85,6 +85,8 @@ struct Scalar {
   Scalar() = default;
   FORGE_INLINE explicit Scalar(float value) : x(value) {}
   FORGE_INLINE static Scalar load(const float* p) { return Scalar(*p); }
+  // A Wide of as many V's, from x on.
+  FORGE_INLINE static Scalar of(const Scalar* x) { return *x; }
   FORGE_INLINE void store(float* p) const { *p = x; }
   FORGE_INLINE static Scalar from_bits(Bits b) { return Scalar(std::bit_cast<float>(b.u)); }
   FORGE_INLINE Bits bits() const { return Bits(std::bit_cast<std::uint32_t>(x)); }

@@ -3,16 +3,15 @@
 #include <cstdint>
 
 #include "forge/base/inline.h"
-#include "forge/formats/format.h"
+#include "forge/formats/by_element.h"
 
 namespace forge::formats {
 
 // bfloat16: the upper half of an fp32. What follows is how the upper half is chosen.
 struct Bf16Storage {
   template <class V>
-  FORGE_INLINE static void decode(const Segment& s, std::int64_t n, float* x) {
-    for (std::int64_t j = 0; j < n; j += V::kLanes)
-      V::from_bits(V::Bits::load_upper16(static_cast<const std::uint16_t*>(s.values) + j)).store(x + j);
+  FORGE_INLINE static V decode_at(const Segment& s, std::int64_t j) {
+    return V::from_bits(V::Bits::load_upper16(static_cast<const std::uint16_t*>(s.values) + j));
   }
 };
 
@@ -23,15 +22,11 @@ FORGE_INLINE Bits quiet_nan(Bits u) {
 }
 
 // Rounded to nearest, ties to even. NaN stays NaN, an overflow is Inf.
-struct Bf16 : Bf16Storage {
-  template <class V>
-  FORGE_INLINE static void encode(const float* x, std::int64_t n, const Segment& s) {
-    for (std::int64_t j = 0; j < n; j += V::Wide::kLanes)
-      encode_one(V::Wide::load(x + j), static_cast<std::uint16_t*>(s.values) + j);
-  }
+struct Bf16 : Bf16Storage, ByElement<Bf16> {
   template <class W>
-  FORGE_INLINE static void encode_one(W x, std::uint16_t* p) {
+  FORGE_INLINE static void encode_at(W x, const Segment& s, std::int64_t j) {
     using Bits = typename W::Bits;
+    auto* p = static_cast<std::uint16_t*>(s.values) + j;
     Bits u = x.bits();
     // Half an ulp, less one where the kept part is even: the carry rounds.
     Bits rounded = u + (Bits(0x7FFF) + (u.template shift_right<16>() & Bits(1)));
@@ -44,19 +39,14 @@ struct Bf16 : Bf16Storage {
 
 // Rounded up with the probability of what is cut off, so that the mean is the number: 16 random bits are added below
 // the cut. An infinity is never made from a finite number, it is the largest one then; NaN stays NaN.
-struct Bf16Stochastic : Bf16Storage {
-  template <class V>
-  FORGE_INLINE static void encode(const float* x, std::int64_t n, const Segment& s) {
-    if (!s.noise) return Bf16::encode<V>(x, n, s);
-    for (std::int64_t j = 0; j < n; j += V::Wide::kLanes)
-      encode_one(V::Wide::load(x + j), V::Wide::Bits::load_lower16(s.noise + j),
-                 static_cast<std::uint16_t*>(s.values) + j);
-  }
+struct Bf16Stochastic : Bf16Storage, ByElement<Bf16Stochastic> {
   template <class W>
-  FORGE_INLINE static void encode_one(W x, typename W::Bits noise, std::uint16_t* p) {
+  FORGE_INLINE static void encode_at(W x, const Segment& s, std::int64_t j) {
     using Bits = typename W::Bits;
+    if (!s.noise) return Bf16::encode_at(x, s, j);
+    auto* p = static_cast<std::uint16_t*>(s.values) + j;
     Bits u = x.bits();
-    Bits sum = u + noise;
+    Bits sum = u + Bits::load_lower16(s.noise + j);
     Bits back = sum - Bits(0x00010000);
     // Where the sum reached the pattern of an infinity, one upper half less is the largest number.
     Bits rounded = select_finite(W::from_bits(sum), sum, back);

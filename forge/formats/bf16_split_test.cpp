@@ -38,7 +38,7 @@ Split split8(std::uint32_t u) { return split<Bf16Plus8, std::int8_t>(u); }
 
 std::uint16_t nearest_bf16(std::uint32_t u) {
   std::uint16_t h = 0;
-  Bf16::encode_one(Scalar(from_bits(u)), &h);
+  Bf16::encode_at(Scalar(from_bits(u)), {&h, nullptr, nullptr}, 0);
   return h;
 }
 

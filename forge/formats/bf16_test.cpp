@@ -17,7 +17,7 @@ using testing::from_bits;
 
 std::uint16_t encode(float x) {
   std::uint16_t bits = 0;
-  Bf16::encode_one(Scalar(x), &bits);
+  Bf16::encode_at(Scalar(x), {&bits, nullptr, nullptr}, 0);
   return bits;
 }
 float decode(std::uint16_t bits) {

@@ -6,8 +6,9 @@
 #include <limits>
 
 #include "forge/base/inline.h"
+#include "forge/base/scalar.h"
 #include "forge/base/sign.h"
-#include "forge/formats/format.h"
+#include "forge/formats/by_element.h"
 
 namespace forge::formats {
 
@@ -26,43 +27,43 @@ namespace forge::formats {
 //   Code::decode<V>(codes, j) → numbers in units of the scale
 //   Code::encode<V>(numbers, byte, codes, j)   byte: 8 random bits for each, or null to round to nearest
 template <class Code, Sign kSign>
-struct Blocks {
+struct Blocks : ByElement<Blocks<Code, kSign>> {
   // Far below what any update can see (its square is below fp32's least), and its inverse is finite.
   static constexpr float kLeastScale = 0x1p-100f;
 
   template <class V>
-  FORGE_INLINE static void decode(const Segment& s, std::int64_t n, float* x) {
+  FORGE_INLINE static V decode_at(const Segment& s, std::int64_t j) {
     const auto* scales = static_cast<const std::uint16_t*>(s.rest);
-    for (std::int64_t block = 0; block < n; block += kBlockColumns) {
-      V scale(std::bit_cast<float>(std::uint32_t{*scales++} << 16));
-      for (std::int64_t j = block, end = block + columns<V>(n - block); j < end; j += V::kLanes) {
-        V y = scale * Code::template decode<V, kSign>(s.values, j);
-        if constexpr (kSign == Sign::not_negative) y = y * y;
-        y.store(x + j);
-      }
-    }
+    V scale(std::bit_cast<float>(std::uint32_t{scales[j / kBlockColumns]} << 16));
+    V y = scale * Code::template decode<V, kSign>(s.values, j);
+    if constexpr (kSign == Sign::not_negative) y = y * y;
+    return y;
   }
 
   template <class V>
   FORGE_INLINE static void encode(const float* x, std::int64_t n, const Segment& s) {
+    using W = typename V::Wide;
     auto* scales = static_cast<std::uint16_t*>(s.rest);
     constexpr std::int64_t kAtOnce = kScales * kBlockColumns;
     for (std::int64_t from = 0; from < n; from += kAtOnce, scales += kScales) {
       float inverse[kScales] = {};
       store_scales<V>(x + from, std::min(kAtOnce, n - from), scales, inverse);
-      for (std::int64_t b = 0, block = from; block < std::min(from + kAtOnce, n); ++b, block += kBlockColumns) {
-        using W = typename V::Wide;
-        for (std::int64_t j = block, end = block + columns<V>(n - block); j < end; j += W::kLanes) {
-          W y = inverse[b] == 0 ? W(0.f) : coded(W::load(x + j)) * W(inverse[b]);  // not NaN · 0, nor −0
-          if (s.noise) {
-            typename W::Bits byte = random_byte<W>(s, j);
-            Code::template encode<W, kSign>(y, &byte, s.values, j);
-          } else {
-            Code::template encode<W, kSign>(y, static_cast<typename W::Bits*>(nullptr), s.values, j);
-          }
-        }
-      }
+      for (std::int64_t b = 0, block = from; block < std::min(from + kAtOnce, n); ++b, block += kBlockColumns)
+        for (std::int64_t j = block, end = block + columns<V>(n - block); j < end; j += W::kLanes)
+          encode_with(inverse[b], W::load(x + j), s, j);
     }
+  }
+
+  template <class V>
+  FORGE_INLINE static void encode_block(const V* x, const Segment& s, std::int64_t j) {
+    using W = typename V::Wide;
+    constexpr int kVectors = kBlockColumns / V::kLanes;
+    typename V::Bits most = abs(x[0]).bits();
+    for (int i = 1; i < kVectors; ++i) most = max(most, abs(x[i]).bits());
+    Scalar::Bits scale = scale_of(Scalar(std::bit_cast<float>(max_of_lanes(most))));
+    scale.store_upper16(static_cast<std::uint16_t*>(s.rest) + j / kBlockColumns);
+    float inverse = has_codes(scale.u) ? 1 / std::bit_cast<float>(scale.u) : 0;
+    for (int i = 0; i < kBlockColumns; i += W::kLanes) encode_with(inverse, W::of(x + i / V::kLanes), s, j + i);
   }
 
  private:
@@ -72,6 +73,18 @@ struct Blocks {
   template <class V>
   FORGE_INLINE static std::int64_t columns(std::int64_t n) {
     return V::kLanes > 1 ? kBlockColumns : std::min(kBlockColumns, n);
+  }
+
+  template <class W>
+  FORGE_INLINE static void encode_with(float inverse, W x, const Segment& s, std::int64_t j) {
+    using Bits = typename W::Bits;
+    W y = inverse == 0 ? W(0.f) : coded(x) * W(inverse);  // not NaN · 0, nor −0
+    if (s.noise) {
+      Bits byte = random_byte<W>(s, j);
+      Code::template encode<W, kSign>(y, &byte, s.values, j);
+    } else {
+      Code::template encode<W, kSign>(y, static_cast<Bits*>(nullptr), s.values, j);
+    }
   }
 
   template <class W>
@@ -87,11 +100,23 @@ struct Blocks {
     return x;
   }
 
-  // The scales of up to kScales blocks, rounded up, and what numbers are multiplied by to be coded.
+  // The scale of a block from its largest magnitude, rounded up; its lower half is 0.
+  template <class V>
+  FORGE_INLINE static typename V::Bits scale_of(V largest) {
+    using Bits = typename V::Bits;
+    // Divided: times a rounded inverse, levels · scale would mostly give the next larger scale, not the same.
+    V scale = coded(largest) / V(Code::template kLevels<kSign>);
+    Bits up = (scale.bits() + Bits(0xFFFF)) & Bits(0xFFFF0000);
+    up = select(scale < V(kLeastScale), Bits(0), up);
+    // Not finite: the scale is NaN, the codes are 0.
+    return select_finite(scale, up, Bits(kNaN));
+  }
+  FORGE_INLINE static bool has_codes(std::uint32_t scale) { return scale != 0 && scale != kNaN; }
+
+  // The scales of up to kScales blocks, and what numbers are multiplied by to be coded.
   template <class V>
   FORGE_INLINE static void store_scales(const float* x, std::int64_t n, std::uint16_t* scales, float* inverse) {
     using W = typename V::Wide;
-    using Bits = typename V::Bits;
     float largest[kScales] = {};
     std::int64_t blocks = 0;
     for (std::int64_t block = 0; block < n; block += kBlockColumns) {
@@ -103,21 +128,16 @@ struct Blocks {
     }
     std::uint32_t stored[kScales];
     for (std::int64_t b = 0; b < blocks; b += V::kLanes) {
-      // Divided: times a rounded inverse, levels · scale would mostly give the next larger scale, not the same.
-      V scale = coded(V::load(largest + b)) / V(Code::template kLevels<kSign>);
-      Bits up = (scale.bits() + Bits(0xFFFF)) & Bits(0xFFFF0000);
-      up = select(scale < V(kLeastScale), Bits(0), up);
-      // Not finite: the scale is NaN, the codes are 0.
-      Bits kept = select_finite(scale, up, Bits(0x7FC00000));
-      (V(1.f) / V::from_bits(kept)).store(inverse + b);
-      kept.store(stored + b);
+      auto scale = scale_of(V::load(largest + b));
+      (V(1.f) / V::from_bits(scale)).store(inverse + b);
+      scale.store(stored + b);
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
       scales[b] = static_cast<std::uint16_t>(stored[b] >> 16);
-      if (scales[b] == 0 || scales[b] == kNaN) inverse[b] = 0;
+      if (!has_codes(stored[b])) inverse[b] = 0;
     }
   }
-  static constexpr std::uint16_t kNaN = 0x7FC0;
+  static constexpr std::uint32_t kNaN = 0x7FC00000;
 };
 
 }  // namespace forge::formats

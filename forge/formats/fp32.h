@@ -3,19 +3,19 @@
 #include <cstdint>
 
 #include "forge/base/inline.h"
-#include "forge/formats/format.h"
+#include "forge/formats/by_element.h"
 
 namespace forge::formats {
 
 // 32-bit floating point, stored as it is.
-struct Fp32 {
+struct Fp32 : ByElement<Fp32> {
   template <class V>
-  FORGE_INLINE static void decode(const Segment& s, std::int64_t n, float* x) {
-    for (std::int64_t j = 0; j < n; j += V::kLanes) V::load(static_cast<const float*>(s.values) + j).store(x + j);
+  FORGE_INLINE static V decode_at(const Segment& s, std::int64_t j) {
+    return V::load(static_cast<const float*>(s.values) + j);
   }
-  template <class V>
-  FORGE_INLINE static void encode(const float* x, std::int64_t n, const Segment& s) {
-    for (std::int64_t j = 0; j < n; j += V::kLanes) V::load(x + j).store(static_cast<float*>(s.values) + j);
+  template <class W>
+  FORGE_INLINE static void encode_at(W x, const Segment& s, std::int64_t j) {
+    x.store(static_cast<float*>(s.values) + j);
   }
 };
 

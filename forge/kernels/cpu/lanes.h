@@ -209,6 +209,7 @@ struct LanePair {
   Lanes low, high;
 
   HWY_INLINE LanePair(Lanes first, Lanes second) : low(first), high(second) {}
+  static HWY_INLINE LanePair of(const Lanes* x) { return {x[0], x[1]}; }
   static HWY_INLINE LanePair load(const float* p) { return {Lanes::load(p), Lanes::load(p + Lanes::kLanes)}; }
   HWY_INLINE void store(float* p) const { low.store(p), high.store(p + Lanes::kLanes); }
   HWY_INLINE Bits bits() const { return {low.bits(), high.bits()}; }

@@ -44,7 +44,7 @@ class Buffer {
   void set(std::int64_t r, std::int64_t c, float x) {
     void* row = view().row(r);
     if (dtype_ == DType::f32) static_cast<float*>(row)[c] = x;
-    if (dtype_ == DType::bf16) formats::Bf16::encode_one(Scalar(x), static_cast<std::uint16_t*>(row) + c);
+    if (dtype_ == DType::bf16) formats::Bf16::encode_at(Scalar(x), {row, nullptr, nullptr}, c);
     if (dtype_ == DType::f16) static_cast<Float16*>(row)[c] = to_float16(x);
   }
   // Row by row from next().
