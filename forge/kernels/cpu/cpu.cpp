@@ -90,7 +90,7 @@ Sums update(const Stored& W, std::span<const Stored> S, const Expression& G, con
   auto consume = [&](std::int64_t row, std::int64_t col, std::int64_t n, const float* g, const Tile* tile) {
     operation.update(row, col, n, g, lanes.of(row), tile);
   };
-  visit(G, behind(RowLanes::bytes(G, sums), context), {consume, operation.takes_tiles()});
+  visit(G, behind(RowLanes::bytes(G, sums), context), {consume, operation.takes_tiles(), operation.columns()});
   Sums result = {.of_squares = {}, .out = G.out, .in = G.in};
   for (int k = 0; k < sums; ++k) result.of_squares[static_cast<std::size_t>(k)] = lanes.total(k);
   return result;
@@ -145,7 +145,7 @@ void recode(const Stored& to, const Stored& from, Sign sign, const Context& cont
       const float* x = source.load(row, col, n, buffer);
       float* y = sink.place(row, col, buffer);
       if (x != y) std::copy_n(x, n, y);
-      sink.store(row, col, n, y);
+      sink.store(sink.segment(row, col), n, y);
     }
   });
 }

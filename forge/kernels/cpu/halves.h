@@ -11,7 +11,8 @@
 // What every CPU kernel is made of, one table of functions each per instruction set. The chain makes strips of G, a few
 // rows by some hundred columns, in L1/L2 (strips.cpp drives it); the row operation consumes them (row_operation.h):
 // formats decode, the rule runs on fp32, formats encode. Formats know neither of the others, so they are compiled
-// apart; a rule can run a tile of the chain beside itself, whatever is in it (multiply_tile.h).
+// apart; a rule can run a tile of the chain beside itself, whatever is in it (multiply_tile.h). Of the rules that most
+// weights are trained with, the three steps are one loop over what is stored.
 namespace forge::cpu {
 
 struct ChainHalf {
@@ -70,8 +71,26 @@ struct FormatHalf {
   void (*add_squares_of_columns)(double* sums, const float* g, std::int64_t n, float scale);
 };
 
+// W, S ← Rule(W, S, scale · g) over columns as they are stored: n, a multiple of kBlockColumns, from another such on.
+struct StoredWork {
+  Segment w;
+  const Segment* s;
+  const float* g;
+  std::int64_t n;
+  float scale;
+  const void* step;    // the rule's Step
+  std::int64_t ahead;  // as RuleWork has it, not 0
+};
+using StoredRun = void (*)(const StoredWork& work);
+
+struct StoredHalf {
+  // For a weight and moments of one format each; null where a rule goes by the loops of codecs and its own.
+  StoredRun (*find)(const RuleInfo& rule, Format weight, Format state);
+};
+
 const ChainHalf& chain_half(Target target);
 const RuleHalf& rule_half(Target target);
 const FormatHalf& format_half(Target target);
+const StoredHalf& stored_half(Target target);
 
 }  // namespace forge::cpu

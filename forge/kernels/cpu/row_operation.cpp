@@ -60,13 +60,8 @@ float* RowStore::load(std::int64_t row, std::int64_t col, std::int64_t n, float*
   return place(row, col, buffer);
 }
 
-void RowStore::store(std::int64_t row, std::int64_t col, std::int64_t n, const float* x, const std::uint16_t* noise,
-                     int noise_byte) const {
-  if (is_fp32()) return;
-  Segment segment = segment_at(stored_, row, col);
-  segment.noise = noise;
-  segment.noise_byte = noise_byte;
-  codec_.encode(x, layout_, n, segment);
+void RowStore::store(const Segment& segment, std::int64_t n, const float* x) const {
+  if (!is_fp32()) codec_.encode(x, layout_, n, segment);
 }
 
 void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) const {
@@ -80,16 +75,16 @@ const std::uint16_t* BlockNoise::of(std::uint32_t use) {
   if (use != use_) {
     Noise noise = source_.noise;
     noise.use = use_ = use;
-    source_.fill(noise, source_.in, row_, col_, n_, bits_);
+    source_.fill(noise, source_.in, row_, col_, n_, bits_[drawn_++]);
   }
-  return bits_;
+  return bits_[drawn_ - 1];
 }
 
 RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const RuleStep& rule, float scale, Target target,
                            std::span<RoundingCount> rounding)
     : n_stores_(static_cast<int>(1 + S.size())),
       run_(rule_loop(rule.rule(), target)),
-      takes_tiles_(rule_half(target).takes_tiles && run_ != rule_loop(rule.rule(), Target::ref)),
+      rule_takes_tiles_(rule_half(target).takes_tiles && run_ != rule_loop(rule.rule(), Target::ref)),
       add_squares_(format_half(target).add_squares),
       rule_(rule),
       scale_(scale),
@@ -104,14 +99,20 @@ RowOperation::RowOperation(const Stored& W, std::span<const Stored> S, const Rul
   }
   auto used = std::span(stores_).first(1 + S.size());
   in_place_ = std::ranges::all_of(used, &RowStore::in_place);
+  direct_ = in_place_ && rounding.empty() && rule.rule().sums == 0;
+  const bool alike = std::ranges::all_of(S, [&](const Stored& s) { return s.format == S[0].format; });
+  if (alike && rounding.empty())
+    run_stored_ = stored_half(target).find(rule.rule(), W.format, S.empty() ? Format::fp32 : S[0].format);
 }
 
-void RowOperation::store(int which, std::int64_t row, std::int64_t col, std::int64_t n, const float* x,
-                         BlockNoise& noise) const {
+Segment RowOperation::segment(int which, std::int64_t row, std::int64_t col, BlockNoise& noise) const {
   auto i = static_cast<std::size_t>(which);
-  if (info_of(formats_[i]).random_bits == 0) return stores_[i].store(row, col, n, x);
+  Segment segment = stores_[i].segment(row, col);
+  if (info_of(formats_[i]).random_bits == 0) return segment;
   NoisePlace place = noise_place(formats_[i], which);
-  stores_[i].store(row, col, n, x, noise.of(place.use), place.byte);
+  segment.noise = noise.of(place.use);
+  segment.noise_byte = place.byte;
+  return segment;
 }
 
 void RowOperation::count(std::int64_t row, std::int64_t col, std::int64_t n, const BlockBefore& before,
@@ -127,18 +128,32 @@ void RowOperation::count(std::int64_t row, std::int64_t col, std::int64_t n, con
 
 void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
                           const Tile* tile) const {
-  if (in_place_ && rounding_.empty() && rule_.rule().sums == 0) {
+  if (direct_) {
     float* x[1 + kMaxMoments];
     for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].place(row, col, nullptr);
     return run_({x[0], x + 1, g, n, scale_, rule_.constants(), nullptr, kColumnsAhead, tile});
   }
   for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
-    update_block(row, col + offset, block, g + offset, lanes, offset == 0 ? tile : nullptr);
+    update_block(row, col + offset, block, g + offset, lanes);
   });
 }
 
-void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
-                                const Tile* tile) const {
+void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g,
+                                double* lanes) const {
+  std::int64_t stored = run_stored_ ? n / kBlockColumns * kBlockColumns : 0;
+  if (stored > 0) update_stored(row, col, stored, g);
+  if (stored < n) update_decoded(row, col + stored, n - stored, g + stored, lanes);
+}
+
+void RowOperation::update_stored(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const {
+  BlockNoise noise(noise_, row, col, n);
+  Segment segments[1 + kMaxMoments];
+  for (int i = 0; i < n_stores_; ++i) segments[i] = segment(i, row, col, noise);
+  run_stored_({segments[0], segments + 1, g, n, scale_, rule_.constants(), kColumnsAhead});
+}
+
+void RowOperation::update_decoded(std::int64_t row, std::int64_t col, std::int64_t n, const float* g,
+                                  double* lanes) const {
   const RuleInfo& info = rule_.rule();
   float buffers[1 + kMaxMoments][kRowBlock], numbers_of[kMaxSums][kRowBlock];
   float *x[1 + kMaxMoments], *numbers[kMaxSums];
@@ -147,10 +162,10 @@ void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t
   BlockNoise noise(noise_, row, col, n);
   for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, col, n, buffers[i]);
   for (std::size_t i = 0; i < rounding_.size(); ++i) std::copy_n(x[i], n, before[i]);
-  run_({x[0], x + 1, g, n, scale_, rule_.constants(), numbers, in_place_ ? kColumnsAhead : 0, tile});
+  run_({x[0], x + 1, g, n, scale_, rule_.constants(), numbers, in_place_ ? kColumnsAhead : 0});
   for (int i = 0; i < n_stores_; ++i) {
-    if (!in_place_) stores_[static_cast<std::size_t>(i)].prefetch(row, col + kColumnsAhead, n);
-    if (info.writes(i)) store(i, row, col, n, x[i], noise);
+    if (!in_place_) stores_[static_cast<std::size_t>(i)].prefetch(row, col + n, kColumnsAhead);
+    if (info.writes(i)) stores_[static_cast<std::size_t>(i)].store(segment(i, row, col, noise), n, x[i]);
   }
   if (!rounding_.empty()) count(row, col, n, before, x);
   for (int k = 0; k < info.sums; ++k) add_squares_(lanes + k * kNormLanes, numbers[k], n, 1);
@@ -164,7 +179,7 @@ void RowStorer::store(std::int64_t row, std::int64_t col, std::int64_t n, const 
   for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
     float* x = D_.place(row, col + offset, buffer);
     scaled_(g + offset, block, scale_, x);
-    D_.store(row, col + offset, block, x);
+    D_.store(D_.segment(row, col + offset), block, x);
   });
 }
 

@@ -111,7 +111,9 @@ void for_each_segment(const Expression& G, const Context& context, const Segment
              .col = 0,
              .packed_x = buffers.packed_x,
              .rows = buffers.rows,
-             .piece = shard > 0 ? kLinePiece : piece_beside(chain)};
+             .piece = shard > 0              ? kLinePiece
+                      : consumer.columns > 0 ? consumer.columns
+                                             : piece_beside(chain)};
   std::int64_t task_rows = tile.task_panels * chain.tile_rows, row_tasks = ceil_div(G.out, task_rows);
   for (; job.col < G.in; job.col += tile.block_cols) {
     std::int64_t col_end = std::min(job.col + tile.block_cols, G.in);

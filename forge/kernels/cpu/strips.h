@@ -13,6 +13,7 @@ struct SegmentConsumer {
   // tile: to be run too, where it is not null; it may be run beside.
   FunctionRef<void(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, const Tile* tile)> consume;
   bool takes_tiles = false;  // otherwise `tile` is null
+  std::int64_t columns = 0;  // of a segment, a multiple of 32; 0: as many as go well beside a tile
 };
 
 std::size_t strips_workspace_bytes(const Expression& G, int workers, const ChainHalf& chain);
