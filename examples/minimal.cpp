@@ -15,9 +15,9 @@ int main() {
   for (int step = 0; step < 50; ++step) {
     opt.zero_grad();
     at::Tensor loss = at::mse_loss(forge::linear(x, W), target);
-    loss.backward();                                 // records (dY, X); W.grad() stays undefined
-    double norm = forge::clip_grad_norm_({W}, 1.0);  // exact, without multiplying dYᵀX out
-    opt.step();                                      // the fused update
-    if (step % 10 == 0) std::printf("step %2d  loss %.4f  norm %.3f\n", step, loss.item<double>(), norm);
+    loss.backward();                                     // records (dY, X); W.grad() stays undefined
+    at::Tensor norm = forge::clip_grad_norm_({W}, 1.0);  // exact, without multiplying dYᵀX out
+    opt.step();                                          // the fused update
+    if (step % 10 == 0) std::printf("step %2d  loss %.4f  norm %.3f\n", step, loss.item<double>(), norm.item<double>());
   }
 }

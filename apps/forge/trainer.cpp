@@ -76,7 +76,7 @@ Rounding Trainer::new_rounding() {
 }
 
 double Trainer::clip() {
-  const double norm = clip_grad_norm_(parameters_, options_.clip);
+  const double norm = clip_grad_norm_(parameters_, options_.clip).item<double>();
   check(std::isfinite(norm), "the gradient's norm is ", norm, " at step ", steps_,
         "; nothing is written. A smaller --lr or a longer --warmup helps; so does --weights fp32");
   return norm;

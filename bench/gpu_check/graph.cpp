@@ -11,7 +11,7 @@ namespace {
 
 // What a captured step reads when it runs.
 struct Numbers {
-  float scale, found_inf;
+  float scale, skip;
   std::int64_t noise_step;
   alignas(8) std::array<std::byte, RuleStep::kMostBytes> constants;
 };
@@ -67,7 +67,7 @@ bool check_graph() {
   CapturedStep step([&](cudaStream_t stream) {
     cuda::Launch launch = {.stream = stream,
                            .numbers = {.scale = &numbers->scale,
-                                       .found_inf = &numbers->found_inf,
+                                       .skip = &numbers->skip,
                                        .constants = &numbers->constants,
                                        .noise_step = &numbers->noise_step},
                            .exact = true};

@@ -37,6 +37,7 @@ void validate_shapes(const char* who, const Expression& e) {
 
 void validate(const char* who, const Expression& e) {
   validate_shapes(who, e);
+  check(e.scale_on_device == nullptr, who, ": the scale is in a device's memory, and the terms are in the host's");
   for (const Term& term : e.terms)
     if (const Rows* rows = std::get_if<Rows>(&term)) check_index(who, e, *rows);
 }

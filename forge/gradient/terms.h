@@ -45,6 +45,7 @@ struct Expression {
   std::int64_t in = 0;
   std::span<const Term> terms;
   float scale = 1;
+  const float* scale_on_device = nullptr;  // where not null, in place of scale, in the memory of the terms' device
 };
 
 // Throws Error where a term's shape, stride, dtype or index does not fit (out, in). `who` opens the sentence.

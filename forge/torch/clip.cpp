@@ -1,3 +1,6 @@
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/zeros.h>
+
 #include <cmath>
 #include <utility>
 
@@ -13,31 +16,42 @@ void check_schedule(const at::Tensor& parameter, const Record* record) {
         " is updated in backward, so this backward's update was applied unclipped; use the schedule at_step to clip");
 }
 
+struct Gradients {
+  std::vector<WholeGradient> all;
+  at::Tensor sum;  // of all squares
+
+  explicit Gradients(const std::vector<at::Tensor>& params) {
+    std::vector<std::shared_ptr<Record>> records;
+    for (const at::Tensor& p : params) {
+      check(p.defined(), "clip_grad_norm_: a parameter is undefined");
+      check_schedule(p, records.emplace_back(find_record(p)).get());
+    }
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      WholeGradient G(params[i], records[i].get());
+      if (G.empty()) continue;
+      add(G.sum_squares(!records[i] || records[i]->exact()));
+      all.push_back(std::move(G));
+    }
+  }
+  at::Tensor norm() const { return sum.defined() ? sum.sqrt() : at::zeros({}, at::kDouble); }
+
+ private:
+  // One after the other, on every device.
+  void add(const at::Tensor& of_one) { sum = sum.defined() ? sum.add(of_one.to(sum.device())) : of_one; }
+};
+
 }  // namespace
 
-double clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, bool error_if_nonfinite) {
-  std::vector<std::shared_ptr<Record>> records;
-  for (const at::Tensor& p : params) {
-    check(p.defined(), "clip_grad_norm_: a parameter is undefined");
-    check_schedule(p, records.emplace_back(find_record(p)).get());
-  }
+at::Tensor grad_norm(const std::vector<at::Tensor>& params) { return Gradients(params).norm(); }
 
-  std::vector<WholeGradient> gradients;
-  double sum = 0;
-  for (std::size_t i = 0; i < params.size(); ++i) {
-    WholeGradient G(params[i], records[i].get());
-    if (G.empty()) continue;
-    sum += G.sum_squares(!records[i] || records[i]->exact());
-    gradients.push_back(std::move(G));
-  }
-
-  double norm = std::sqrt(sum);
-  check(!error_if_nonfinite || std::isfinite(norm), "clip_grad_norm_: the norm of the gradients is ", norm,
-        "; nothing was scaled");
-  double coefficient = max_norm / (norm + 1e-6);
-  // Not std::min: a NaN goes through, as in torch.
-  if (coefficient > 1) coefficient = 1;
-  for (WholeGradient& G : gradients) G.mul_(coefficient);
+at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, bool error_if_nonfinite) {
+  Gradients gradients(params);
+  at::Tensor norm = gradients.norm();
+  if (error_if_nonfinite)
+    check(std::isfinite(norm.item<double>()), "clip_grad_norm_: the norm of the gradients is ", norm.item<double>(),
+          "; nothing was scaled");
+  at::Tensor coefficient = at::full_like(norm, max_norm).div_(norm.add(1e-6)).clamp_max_(1);  // a NaN goes through
+  for (WholeGradient& G : gradients.all) G.mul_(coefficient);
   return norm;
 }
 

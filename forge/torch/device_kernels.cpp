@@ -1,5 +1,6 @@
 #include "forge/torch/device_kernels.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <c10/core/DeviceType.h>
 
 #include <limits>
@@ -33,8 +34,9 @@ class HostKernels final : public DeviceKernels {
   void materialize(const Place&, const Matrix& D, const Expression& G) const override {
     forge::materialize(D, G, torch_context(G));
   }
-  double sum_squares(const Place&, const Expression& G) const override {
-    return forge::sum_squares(G, torch_context(G));
+  at::Tensor sum_squares(const Place&, const Expression& G, const std::optional<Known>& known) const override {
+    if (known && known->holds.item<float>() != 0) return known->value;
+    return at::scalar_tensor(forge::sum_squares(G, torch_context(G)), at::kDouble);
   }
   void sum_squares_of_lines(const Place&, const Expression& G, std::span<double> of_rows,
                             std::span<double> of_columns) const override {

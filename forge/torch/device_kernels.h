@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "forge/kernels/cuda/operations.h"
 #include "forge/kernels/rounding.h"
 #include "forge/rules/list.h"
+#include "forge/torch/gram.h"
 
 namespace forge {
 
@@ -31,8 +33,8 @@ struct DenseUpdate {
 const Dense* only_dense(const Expression& G);
 
 // The operations of forge/kernels (update.h, materialize.h, norm.h and line_sums.h, which say what they do) in the
-// memory of one kind of device. On one with streams they are launched onto its current stream; those that return a
-// number wait for it.
+// memory of one kind of device. On one with streams they are launched onto its current stream; those that return
+// numbers of the host's wait for them.
 class DeviceKernels {
  public:
   virtual ~DeviceKernels() = default;
@@ -41,7 +43,8 @@ class DeviceKernels {
   // update for each of these, by an element-wise rule. On a device with launches one for kMostWeights of them.
   virtual void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const = 0;
   virtual void materialize(const Place& place, const Matrix& D, const Expression& G) const = 0;
-  virtual double sum_squares(const Place& place, const Expression& G) const = 0;
+  // Of one element in fp64, on the device. known: the result, which is computed only where that does not hold.
+  virtual at::Tensor sum_squares(const Place& place, const Expression& G, const std::optional<Known>& known) const = 0;
   // As in line_sums.h. of_rows, of_columns: in the host's memory.
   virtual void sum_squares_of_lines(const Place& place, const Expression& G, std::span<double> of_rows,
                                     std::span<double> of_columns) const = 0;

@@ -34,6 +34,13 @@ cuda::Launch launch_on(const Place& place) {
   return {.stream = handle_of(device.getStream(place.device)), .numbers = {}, .exact = place.exact};
 }
 
+// Of what reads this gradient.
+cuda::Launch launch_on(const Place& place, const Expression& G) {
+  cuda::Launch launch = launch_on(place);
+  launch.numbers.scale = G.scale_on_device;
+  return launch;
+}
+
 Matrix rows_of(const Matrix& m, std::int64_t from, std::int64_t n) {
   return m.data == nullptr ? m : Matrix{m.row(from), m.dtype, n, m.cols, m.stride};
 }
@@ -72,7 +79,7 @@ class Slab {
       if (const auto* dense = std::get_if<Dense>(&term)) terms_.push_back(of_dense(*dense));
       if (const auto* rows = std::get_if<Rows>(&term)) terms_.push_back(of_rows(*rows));
     }
-    expression_ = {n, G.in, terms_, G.scale};
+    expression_ = {n, G.in, terms_, G.scale, G.scale_on_device};
   }
   Slab(const Slab&) = delete;
   Slab& operator=(const Slab&) = delete;
@@ -143,9 +150,9 @@ Sums GpuKernels::update(const Place& place, const Stored& W, std::span<const Sto
   const Dense* D = only_dense(G);
   if (D || !rule.rule().reads_gradient) {
     cuda::WeightInMemory one = {W, S, D ? *D : Dense{}, G.scale, sums.of_rows(0)};
-    operations_.update_rows({&one, 1}, rule, launch_on(place));
+    operations_.update_rows({&one, 1}, rule, launch_on(place, G));
   } else if (cuda::is_fused(rule.rule(), W, S)) {
-    operations_.update(W, S, G, rule, launch_on(place));
+    operations_.update(W, S, G, rule, launch_on(place, G));
   } else {
     update_by_slabs(place, W, S, G, rule, sums);
   }
@@ -167,7 +174,7 @@ void GpuKernels::for_each_slab(const Place& place, const Expression& G, F&& f) c
     std::int64_t n = std::min(most, G.out - from);
     Slab slab(place, G, from, n);
     Matrix D = {workspace.data_ptr(), DType::f32, n, G.in, G.in};
-    operations_.materialize(D, slab.expression(), launch_on(place));
+    operations_.materialize(D, slab.expression(), launch_on(place, G));
     f(from, D);
   }
 }
@@ -199,19 +206,22 @@ void GpuKernels::sum_squares_of_lines(const Place& place, const Expression& G, s
 
 void GpuKernels::materialize(const Place& place, const Matrix& D, const Expression& G) const {
   c10::DeviceGuard guard(place.device);
-  operations_.materialize(D, G, launch_on(place));
+  operations_.materialize(D, G, launch_on(place, G));
 }
 
-double GpuKernels::sum_squares(const Place& place, const Expression& G) const {
+// The chain's kernels are launched either way, for the host does not know whether they are needed.
+at::Tensor GpuKernels::sum_squares(const Place& place, const Expression& G, const std::optional<Known>& known) const {
   c10::DeviceGuard guard(place.device);
   ScopedPurpose purpose(Purpose::workspace);
   auto bytes = operations_.norm_workspace_bytes(G);
   auto on = at::TensorOptions().device(place.device);
   at::Tensor workspace = at::empty({static_cast<std::int64_t>(bytes)}, on.dtype(at::kByte));
-  at::Tensor sum = at::empty({}, on.dtype(at::kDouble));
+  at::Tensor sum = known ? known->value.clone() : at::empty({}, on.dtype(at::kDouble));
   auto* data = static_cast<std::byte*>(workspace.data_ptr());
-  operations_.sum_squares(sum.data_ptr<double>(), G, {data, bytes}, launch_on(place));
-  return sum.item<double>();
+  cuda::Launch launch = launch_on(place, G);
+  if (known) launch.numbers.skip = known->holds.const_data_ptr<float>();
+  operations_.sum_squares(sum.mutable_data_ptr<double>(), G, {data, bytes}, launch);
+  return sum;
 }
 
 }  // namespace forge

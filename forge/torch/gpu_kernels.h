@@ -20,7 +20,7 @@ class GpuKernels final : public DeviceKernels {
               std::span<RoundingCount> rounding) const override;
   void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const override;
   void materialize(const Place& place, const Matrix& D, const Expression& G) const override;
-  double sum_squares(const Place& place, const Expression& G) const override;
+  at::Tensor sum_squares(const Place& place, const Expression& G, const std::optional<Known>& known) const override;
   void sum_squares_of_lines(const Place& place, const Expression& G, std::span<double> of_rows,
                             std::span<double> of_columns) const override;
   void check_rule(const char* who, const RuleInfo& rule, bool count_rounding) const override;

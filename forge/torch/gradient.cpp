@@ -83,15 +83,16 @@ void Gradient::add_dense(const at::Tensor& D) {
   append(Dense{as_matrix(behind[0], shape_), next_scale()}, behind);
 }
 
-void Gradient::add_(const Gradient& other, double factor) {
+void Gradient::add_(Gradient& other, double factor) {
   check(other.sizes_ == sizes_, "Gradient: a gradient of shape ", at::IntArrayRef(other.sizes_),
         " is added to one of shape ", at::IntArrayRef(sizes_));
   other.check_unchanged();
+  other.read_scale();
   // Copies: a gradient may be added to itself.
   std::vector<Term> terms = other.terms_;
   std::vector<Kept> kept = other.kept_;
   at::Tensor writable = other.dense_;
-  auto scale = static_cast<float>(other.scale_ * factor);
+  auto scale = static_cast<float>(other.scale_.read() * factor);
   auto behind = kept.begin();
   for (Term& term : terms) {
     std::vector<at::Tensor> tensors;
@@ -107,23 +108,6 @@ void Gradient::add_(const Gradient& other, double factor) {
   }
 }
 
-void Gradient::mul_(double factor) {
-  check_not_spent();
-  if (!exposed_) {
-    auto scale = static_cast<float>(scale_ * factor);
-    if (std::isfinite(scale)) {
-      scale_ = scale;
-      return;
-    }
-    // Inf and NaN meet elements, as 0 · Inf is NaN; factors of terms, and rows that have none, they must not meet.
-    if (!terms_.empty()) replace_by(materialize(at::kFloat), "a scale that is not finite");
-    scale_ = static_cast<float>(factor);
-    return;
-  }
-  c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
-  dense_.mul_(static_cast<float>(factor));
-}
-
 void Gradient::zero_() {
   clear();
   std::array no_token{at::empty({0, shape_.out}, options(at::kFloat)), at::empty({0, shape_.in}, options(at::kFloat))};
@@ -133,11 +117,11 @@ void Gradient::zero_() {
 void Gradient::clear() {
   note_dropped();
   drop_terms();
-  scale_ = 1;
+  scale_ = {};
   spent_ = false;
 }
 
-std::shared_ptr<Gradient> Gradient::clone() const {
+std::shared_ptr<Gradient> Gradient::clone() {
   check_not_spent();
   auto copy = std::make_shared<Gradient>(sizes_, dtype_, device_, ledger_);
   copy->set_policy(policy_ == Collapse::always ? Collapse::never : policy_, exact_);
@@ -153,18 +137,6 @@ at::Tensor Gradient::keepable(const at::Tensor& t) const {
   return t.detach().clone(at::MemoryFormat::Contiguous);
 }
 
-// What a term that arrives now is multiplied by, so that the scale of all leaves it as it is.
-float Gradient::next_scale() {
-  if (terms_.empty()) scale_ = 1;
-  if (scale_ == 1) return 1;
-  float inverse = 1 / scale_;
-  if (std::isnormal(inverse)) return inverse;
-  // 0, Inf or NaN cannot be divided out again: it goes into the terms that it belongs to.
-  replace_by(materialize(at::kFloat), "a scale that has no inverse");
-  scale_ = 1;
-  return 1;
-}
-
 void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
   check_not_spent();
   Expression alone = {shape_.out, shape_.in, {&term, 1}};
@@ -176,7 +148,7 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
   terms_.push_back(term);
   gram_sum_.reset();
   if (exposed_) {
-    multiply_out(dense_, 1);
+    multiply_out(dense_, {});
     terms_.pop_back();
     return;
   }
@@ -233,10 +205,8 @@ at::Tensor Gradient::materialize(at::ScalarType dtype) const {
 }
 
 // D ← scale · the chain, whatever the gradient's own scale is.
-void Gradient::multiply_out(const at::Tensor& D, float scale) const {
-  Expression G = expression();
-  G.scale = scale;
-  kernels_of(device_.type()).materialize(place(), as_matrix(D, shape_), G);
+void Gradient::multiply_out(const at::Tensor& D, const Scale& scale) const {
+  kernels_of(device_.type()).materialize(place(), as_matrix(D, shape_), scale.of(expression()));
 }
 
 void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {
@@ -244,7 +214,7 @@ void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {
   if (terms_.empty() || done || exposed_) return;
   // A chain of D's own dtype goes on where it stands; the scale stays outside, so that no bit of fp32 changes.
   at::Tensor D = dense_.defined() && dense_.scalar_type() == dtype ? dense_ : new_dense(dtype);
-  multiply_out(D, 1);
+  multiply_out(D, {});
   replace_by(D, reason);
 }
 
@@ -254,9 +224,9 @@ const at::Tensor& Gradient::expose(const std::string& reason) {
   if (exposed_) return dense_;
   bool in_place = dense_.defined() && dense_.scalar_type() == dtype_;
   at::Tensor D = in_place ? dense_ : new_dense(dtype_);
-  if (!in_place || terms_.size() > 1 || scale_ != 1) multiply_out(D, scale_);
+  if (!in_place || terms_.size() > 1 || !scale_.is_one()) multiply_out(D, scale_);
   replace_by(D, reason);
-  scale_ = 1;
+  scale_ = {};
   exposed_ = true;
   return dense_;
 }
@@ -301,7 +271,7 @@ void Gradient::check_not_spent() const {
 Expression Gradient::expression() const {
   check_not_spent();
   check_unchanged();
-  return {shape_.out, shape_.in, terms_, scale_};
+  return scale_.of({shape_.out, shape_.in, terms_});
 }
 
 }  // namespace forge

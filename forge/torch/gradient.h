@@ -14,6 +14,7 @@
 #include "forge/torch/ledger.h"
 #include "forge/torch/matrix_view.h"
 #include "forge/torch/options.h"
+#include "forge/torch/scale.h"
 
 namespace forge {
 
@@ -39,30 +40,34 @@ class Gradient {
   void add_dense(const at::Tensor& D);
 
   // Appends factor · other, term by term; nothing is copied.
-  void add_(const Gradient& other, double factor = 1);
+  void add_(Gradient& other, double factor = 1);
 
   // G ← factor · G, the factor of all terms together kept in fp32: clipping, unscaling, averaging. Terms that arrive
   // later are not affected.
   void mul_(double factor);
+  // A factor of one element. The host does not wait for a device's; what divides it out again does: a term that arrives
+  // later, and adding this gradient to another.
+  void mul_(const at::Tensor& factor);
   // G ← 0, which is a gradient: the update happens.
   void zero_();
   // Drops all terms; the scale is 1 again.
   void clear();
   // The same value as a gradient of its own. The terms are shared; a D that may still be written to is copied.
-  std::shared_ptr<Gradient> clone() const;
+  std::shared_ptr<Gradient> clone();
 
   // True where there is no term: torch's `grad is None`, not a zero gradient.
   bool empty() const { return terms_.empty(); }
   std::size_t size() const { return terms_.size(); }
-  double scale() const { return scale_; }
+  const Scale& scale() const { return scale_; }
   std::span<const Term> terms() const { return terms_; }
 
-  // ‖G‖². exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
+  // ‖G‖², one number in fp64 on the gradient's device, for which the host does not wait.
+  // exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
   // near-cancelling. The second time it is asked in a row, of gradients with one ledger, it is found for all of them at
   // once: a norm over all weights asks each in turn, and one product alone leaves threads idle.
-  double sum_squares(bool exact) const;
-  // Every element of G is a number and not infinite.
-  bool finite() const;
+  at::Tensor sum_squares(bool exact) const;
+  // Every element of G is a number and not infinite: one bool, likewise.
+  at::Tensor finite() const;
   // G as a new tensor of the parameter's shape, fp32 unless said otherwise.
   at::Tensor materialize(at::ScalarType dtype = at::kFloat) const;
   // Where it is computed.
@@ -106,13 +111,14 @@ class Gradient {
   void hold(const at::Tensor& t, bool dense);
   void drop_terms();
   void replace_by(at::Tensor D, const std::string& reason);
-  void multiply_out(const at::Tensor& D, float scale) const;
+  void multiply_out(const at::Tensor& D, const Scale& scale) const;
+  void read_scale();
   at::Tensor new_dense(at::ScalarType dtype) const;
   bool is_unchanged(const Kept& kept) const;
   void check_unchanged() const;
   void check_not_spent() const;
-  double find_sum_squares(bool exact) const;
-  bool note_finite(bool finite) const;
+  at::Tensor find_sum_squares(bool exact) const;
+  void note(const at::Tensor& finite) const;
   void note_dropped();
   bool awaits_gram_sum() const;
   void find_gram_sums() const;
@@ -126,9 +132,9 @@ class Gradient {
   at::Tensor dense_;  // where defined: the first term, made by collapse
   HeldBytes held_;
   // Σ of squares of these terms, without the scale; within, none where only the chain can tell.
-  mutable std::optional<std::optional<double>> gram_sum_;
+  mutable std::optional<std::optional<Known>> gram_sum_;
   std::shared_ptr<Ledger> ledger_;
-  float scale_ = 1;
+  Scale scale_;
   Collapse policy_ = Collapse::automatic;
   bool exact_ = false;
   bool exposed_ = false, spent_ = false;

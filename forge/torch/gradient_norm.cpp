@@ -1,5 +1,7 @@
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/zeros_like.h>
+
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "forge/torch/gradient.h"
@@ -7,23 +9,27 @@
 
 namespace forge {
 
-// A step() forgets it, a gradient that is dropped first was skipped.
-bool Gradient::note_finite(bool finite) const {
-  if (!finite && ledger_ && !ledger_->not_finite) ledger_->not_finite = this;
-  return finite;
+// Of the host's, for it does not wait for a device to count. A step() forgets it, a gradient that is dropped first was
+// skipped.
+void Gradient::note(const at::Tensor& finite) const {
+  if (ledger_ && !ledger_->not_finite && finite.is_cpu() && !finite.item<bool>()) ledger_->not_finite = this;
 }
 
-double Gradient::sum_squares(bool exact) const {
-  double sum = find_sum_squares(exact);
-  note_finite(std::isfinite(sum));
+at::Tensor Gradient::sum_squares(bool exact) const {
+  at::Tensor sum = find_sum_squares(exact);
+  note(sum.isfinite());
   return sum;
 }
 
-double Gradient::find_sum_squares(bool exact) const {
+at::Tensor Gradient::find_sum_squares(bool exact) const {
   Expression G = expression();
   if (!exact && !gram_sum_) find_gram_sums();
-  if (!exact && *gram_sum_) return **gram_sum_ * G.scale * G.scale;
-  return kernels_of(device_.type()).sum_squares({device_, exact}, G);
+  std::optional<Known> by_gram = exact ? std::nullopt : *gram_sum_;
+  if (by_gram) {
+    at::Tensor scale = scale_.as_tensor(device_);
+    by_gram->value = by_gram->value.mul(scale).mul_(scale);
+  }
+  return kernels_of(device_.type()).sum_squares({device_, exact}, G, by_gram);
 }
 
 bool Gradient::awaits_gram_sum() const {
@@ -41,17 +47,23 @@ void Gradient::find_gram_sums() const {
       return other != this && (other->device_ != device_ || !other->awaits_gram_sum());
     });
   }
-  std::vector<Expression> unscaled;
-  for (const Gradient* G : all) unscaled.push_back({G->shape_.out, G->shape_.in, G->terms_});
-  auto sums = gram_sums_of_squares(unscaled, cache, device_);
+  std::vector<Expression> gradients;
+  for (const Gradient* G : all) gradients.push_back({G->shape_.out, G->shape_.in, G->terms_});
+  auto sums = gram_sums_of_squares(gradients, cache, device_);
   for (std::size_t i = 0; i < all.size(); ++i) all[i]->gram_sum_ = sums[i];
 }
 
-bool Gradient::finite() const {
+at::Tensor Gradient::finite() const {
   Expression G = expression();
   // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
-  if (auto bound = partial_sum_bound(G, device_); bound && *bound < std::numeric_limits<float>::max() / 2) return true;
-  return note_finite(std::isfinite(kernels_of(device_.type()).sum_squares(place(), G)));
+  std::optional<Known> known;
+  if (auto bound = partial_sum_bound(G, device_)) {
+    at::Tensor scaled = scale_.as_tensor(device_).abs_().clamp_min_(1).mul_(*bound);
+    known = {at::zeros_like(scaled), scaled.lt(std::numeric_limits<float>::max() / 2).to(at::kFloat)};
+  }
+  at::Tensor finite = kernels_of(device_.type()).sum_squares(place(), G, known).isfinite();
+  note(finite);
+  return finite;
 }
 
 }  // namespace forge

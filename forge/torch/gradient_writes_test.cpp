@@ -35,7 +35,7 @@ TEST(GradientWrites, WhatIsWrittenToTheExposedTensorIsTheGradient) {
     EXPECT_TRUE(same_bits(D, before));
     D.select(0, 2).fill_(7);
     EXPECT_EQ(G.materialize()[2][1].item<float>(), 7);
-    EXPECT_EQ(G.scale(), 1);
+    EXPECT_EQ(G.scale().read(), 1);
     EXPECT_EQ(G.expose().data_ptr(), D.data_ptr()) << "asked again, it is the same tensor";
   }
 }
@@ -61,11 +61,11 @@ TEST(GradientWrites, ZeroIsAGradient) {
   fill(G);
   G.zero_();
   EXPECT_FALSE(G.empty());
-  EXPECT_EQ(G.scale(), 1);
+  EXPECT_EQ(G.scale().read(), 1);
   EXPECT_EQ(G.materialize().abs().max().item<float>(), 0);
   EXPECT_EQ(G.held_bytes(), 0);
-  EXPECT_EQ(G.sum_squares(false), 0);
-  EXPECT_TRUE(G.finite());
+  EXPECT_EQ(G.sum_squares(false).item<double>(), 0);
+  EXPECT_TRUE(G.finite().item<bool>());
   G.add_dense(at::ones({6, 4}));
   EXPECT_EQ(G.materialize().sum().item<float>(), 24);
 }
@@ -81,7 +81,8 @@ TEST(GradientWrites, SumsOfGradientsAreTheSumsOfTheirTerms) {
   EXPECT_TRUE(at::allclose(G.materialize().to(at::kDouble), g - 2 * h, 1e-5, 1e-6));
   G.add_(G);
   EXPECT_TRUE(at::allclose(G.materialize().to(at::kDouble), 2 * (g - 2 * h), 1e-5, 1e-6));
-  EXPECT_THAT([&] { G.add_(Gradient(at::zeros({4, 6}))); }, throws("shape"));
+  Gradient other(at::zeros({4, 6}));
+  EXPECT_THAT([&] { G.add_(other); }, throws("shape"));
 }
 
 TEST(GradientWrites, ASumDoesNotFollowWhatIsWrittenToTheSummand) {
@@ -131,13 +132,13 @@ TEST(GradientWrites, FinitenessIsTheChainsNotTheBounds) {
   X[0][0] = 1e8f;
   dY[0][1] = dY[0][2] = 2e30f;
   G.add_outer(dY, X);
-  EXPECT_TRUE(G.finite());
+  EXPECT_TRUE(G.finite().item<bool>());
   G.mul_(std::numeric_limits<double>::infinity());
-  EXPECT_FALSE(G.finite());
+  EXPECT_FALSE(G.finite().item<bool>());
   Gradient H(weight());
   X[0][3] = std::numeric_limits<float>::quiet_NaN();
   H.add_outer(dY, X);
-  EXPECT_FALSE(H.finite());
+  EXPECT_FALSE(H.finite().item<bool>());
 }
 
 TEST(GradientWrites, TheLedgerKnowsThePeakOfAllTogether) {

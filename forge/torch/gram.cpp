@@ -8,10 +8,12 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -201,24 +203,20 @@ ProductSums triangle_sums(const Pair& pair, std::int64_t begin, std::int64_t end
   return total;
 }
 
-// The same by torch, wherever they lie; the host waits once.
-std::vector<ProductSums> product_sums_by_torch(std::span<const Pair> pairs) {
+// By torch, wherever they lie.
+at::Tensor product_sums_by_torch(std::span<const Pair> pairs) {
   std::vector<at::Tensor> sums;
   for (const Pair& pair : pairs) {
     at::Tensor products = pair.a.to(at::kDouble).mul(pair.b);
     sums.push_back(products.sum());
     sums.push_back(products.abs_().sum());
   }
-  at::Tensor all = at::stack(sums).to(at::kCPU);
-  std::vector<ProductSums> totals;
-  for (auto* sum = all.const_data_ptr<double>(); totals.size() < pairs.size(); sum += 2)
-    totals.push_back({sum[0], sum[1]});
-  return totals;
+  return at::stack(sums).view({-1, 2});
 }
 
-// Σ a∘b and Σ |a∘b| of each pair, in fp64 and in an order that does not depend on the threads.
-std::vector<ProductSums> product_sums(std::span<const Pair> pairs) {
-  if (!pairs.empty() && !pairs[0].a.is_cpu()) return product_sums_by_torch(pairs);
+// Σ a∘b and Σ |a∘b| of each pair, (pairs, 2) in fp64 and in an order that does not depend on the threads.
+at::Tensor product_sums(std::span<const Pair> pairs) {
+  if (!pairs[0].a.is_cpu()) return product_sums_by_torch(pairs);
   constexpr std::int64_t kRows = 128;  // of a task
   struct Part {
     std::size_t pair;
@@ -234,10 +232,11 @@ std::vector<ProductSums> product_sums(std::span<const Pair> pairs) {
     const Pair& pair = pairs[part.pair];
     part.sums = triangle_sums(pair, part.begin, std::min(part.begin + kRows, pair.a.size(0)));
   });
-  std::vector<ProductSums> totals(pairs.size());
+  at::Tensor totals = at::zeros({static_cast<std::int64_t>(pairs.size()), 2}, at::kDouble);
+  auto* total = totals.mutable_data_ptr<double>();
   for (const Part& part : parts) {
-    totals[part.pair].sum += part.sums.sum;
-    totals[part.pair].absolute += part.sums.absolute;
+    total[2 * part.pair] += part.sums.sum;
+    total[2 * part.pair + 1] += part.sums.absolute;
   }
   return totals;
 }
@@ -255,30 +254,29 @@ class Batch {
     Left left(G, device_);
     at::Tensor dY_dYt = left.dY.defined() ? products_.add(left.dY) : at::Tensor();
     cache = right_gram(G, device_, cache, products_);
-    members_.push_back({index, G.scale, std::move(left), dY_dYt, cache.RRt});
+    members_.push_back({index, std::move(left), dY_dYt, cache.RRt});
   }
 
   std::int64_t bytes() const { return products_.bytes(); }
 
   // Fills in the sums of its members.
-  void run(std::span<std::optional<double>> sums) const {
+  void run(std::span<std::optional<Known>> sums) const {
+    if (members_.empty()) return;
     products_.run();
     std::vector<Pair> pairs;
     for (const Member& m : members_) pairs.push_back({m.left.gram(m.dY_dYt), m.RRt});
-    std::vector<ProductSums> found = product_sums(pairs);
+    at::Tensor found = product_sums(pairs), sum = found.select(1, 0), absolute = found.select(1, 1);
+    constexpr double kEps = 0x1p-24;
+    at::Tensor holds = sum.isfinite().logical_and_(absolute.mul(kEps).le(sum.mul(1e-6))).to(at::kFloat);
     for (std::size_t i = 0; i < members_.size(); ++i) {
-      const ProductSums& s = found[i];
-      double scale = members_[i].scale;
-      constexpr double kEps = 0x1p-24;
-      bool cancels = !std::isfinite(s.sum) || kEps * s.absolute > 1e-6 * s.sum;
-      if (!cancels) sums[members_[i].index] = s.sum * scale * scale;
+      auto row = static_cast<std::int64_t>(i);
+      sums[members_[i].index] = Known{sum[row], holds[row]};
     }
   }
 
  private:
   struct Member {
     std::size_t index;
-    double scale;
     Left left;
     at::Tensor dY_dYt, RRt;
   };
@@ -293,17 +291,17 @@ at::Tensor row_norms(const ConstMatrix& m, at::Device device) {
 
 }  // namespace
 
-std::optional<double> gram_sum_squares(const Expression& G, GramCache& cache, at::Device device) {
+std::optional<Known> gram_sum_squares(const Expression& G, GramCache& cache, at::Device device) {
   return gram_sums_of_squares({&G, 1}, cache, device)[0];
 }
 
-std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache,
-                                                        at::Device device) {
+std::vector<std::optional<Known>> gram_sums_of_squares(std::span<const Expression> gradients, GramCache& cache,
+                                                       at::Device device) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
   constexpr std::int64_t kBatchBytes = 16 << 20;  // as much as a kernel's packed X
-  std::vector<std::optional<double>> sums(gradients.size());
+  std::vector<std::optional<Known>> sums(gradients.size());
   GramCache promised = cache;  // kept once it is there
   Batch batch(device);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
@@ -317,20 +315,20 @@ std::vector<std::optional<double>> gram_sums_of_squares(std::span<const Expressi
   return sums;
 }
 
-std::optional<double> partial_sum_bound(const Expression& G, at::Device device) {
+std::optional<at::Tensor> partial_sum_bound(const Expression& G, at::Device device) {
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   ScopedPurpose purpose(Purpose::workspace);
-  double bound = 0;
+  at::Tensor bound = at::zeros({}, at::TensorOptions(at::kDouble).device(device));
   for (const Term& term : G.terms) {
     if (const Outer* t = std::get_if<Outer>(&term))
-      bound += std::abs(t->scale) * row_norms(t->dY, device).dot(row_norms(t->X, device)).item<double>();
+      bound.add_(row_norms(t->dY, device).dot(row_norms(t->X, device)), std::abs(t->scale));
     else if (const Rows* t = std::get_if<Rows>(&term))
-      bound += std::abs(t->scale) * row_norms(t->values, device).sum().item<double>();
+      bound.add_(row_norms(t->values, device).sum(), std::abs(t->scale));
     else
       return std::nullopt;
   }
-  return bound * std::max(1.0, static_cast<double>(std::abs(G.scale)));
+  return bound;
 }
 
 }  // namespace forge

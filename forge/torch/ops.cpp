@@ -85,7 +85,7 @@ at::Tensor materialize_terms(at::TensorList dY, at::TensorList X, double scale) 
 }
 
 double sum_squares_of_terms(at::TensorList dY, at::TensorList X, double scale, bool exact) {
-  return gradient_of_terms("sum_squares", dY, X, scale)->sum_squares(exact);
+  return gradient_of_terms("sum_squares", dY, X, scale)->sum_squares(exact).item<double>();
 }
 
 at::Tensor embedding_op(const at::Tensor& index, const at::Tensor& weight, std::int64_t padding_idx) {

@@ -140,7 +140,7 @@ void Optimizer::Impl::update(std::size_t i) {
   records[i]->spend();
 }
 
-void Optimizer::Impl::step(double scale) {
+void Optimizer::Impl::step(const at::Tensor& factor) {
   bool in_backward = options.schedule == Schedule::in_backward;
   // All are looked at before the first is applied: a step happens as a whole or not at all.
   struct Update {
@@ -160,9 +160,9 @@ void Optimizer::Impl::step(double scale) {
   }
   UpdatesTogether together;
   for (const auto& [i, gradient, rule] : updates) {
-    Expression G = gradient.expression();
-    G.scale = static_cast<float>(G.scale * scale);
-    apply(i, G, rule, &together);
+    Scale scale = gradient.scale();
+    if (factor.defined()) scale.mul_(factor, state[i].parameter.device());
+    apply(i, scale.of(gradient.expression()), rule, &together);
   }
   together.run();
   for (auto& record : records)

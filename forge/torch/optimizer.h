@@ -154,10 +154,14 @@ using Muon = OptimizerOf<MuonOptions>;
 using Adafactor = OptimizerOf<AdafactorOptions>;
 using AdaLomo = OptimizerOf<AdaLomoOptions>;
 
-// ‖G‖ over all parameters that have a gradient; each gradient's scale is multiplied by min(1, max_norm / (norm +
-// 1e-6)), as torch.nn.utils.clip_grad_norm_ does. Returns the norm before clipping. A non-finite norm leaves the
-// gradients unchanged in their terms (the product carries it) unless error_if_nonfinite, which throws. Throws Error
-// where a parameter is updated in_backward: this backward's update was applied unclipped.
-double clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, bool error_if_nonfinite = false);
+// ‖G‖ over all parameters that have a gradient, one number in fp64 on the device of the first of them.
+at::Tensor grad_norm(const std::vector<at::Tensor>& params);
+
+// grad_norm, by which each gradient's scale is multiplied: min(1, max_norm / (norm + 1e-6)), as
+// torch.nn.utils.clip_grad_norm_ does. Returns the norm before clipping. The host waits for no device, unless
+// error_if_nonfinite: then a norm that is not finite throws, which otherwise leaves the gradients unchanged in their
+// terms (the product carries it). Both throw Error where a parameter is updated in_backward: this backward's update was
+// applied unclipped.
+at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, bool error_if_nonfinite = false);
 
 }  // namespace forge

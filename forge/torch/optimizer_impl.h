@@ -43,8 +43,8 @@ struct Optimizer::Impl {
   RuleStep rule_for(std::size_t i) const;
   // rule: rule_for(i). together: where small updates may wait.
   void apply(std::size_t i, const Expression& G, const RuleStep& rule, UpdatesTogether* together = nullptr);
-  // scale: a factor of all gradients, for this step alone.
-  void step(double scale = 1);
+  // factor: of all gradients, for this step alone, one number on any device; undefined: none.
+  void step(const at::Tensor& factor = {});
   // Adds what the counts say, of the weight in `format` and of these moments, to what is reported.
   void add_rounding(std::size_t i, Format format, std::span<const Moment> moments,
                     std::span<const RoundingCount> counts);

@@ -184,7 +184,7 @@ TEST(Optimizer, CountsRecordedTermsAndDotGradTogether) {
   auto loss = [&](const at::Tensor& y, const at::Tensor& z) { return y.sum() + z.pow(2).sum(); };
   loss(forge::linear(x, W), at::linear(x, W)).backward();
   loss(at::linear(x, W2), at::linear(x, W2)).backward();
-  double norm = clip_grad_norm_({W}, 1), norm2 = clip_grad_norm_({W2}, 1);
+  double norm = clip_grad_norm_({W}, 1).item<double>(), norm2 = clip_grad_norm_({W2}, 1).item<double>();
   EXPECT_NEAR(norm / norm2, 1, 1e-6);
   opt.step();
   opt2.step();

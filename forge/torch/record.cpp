@@ -301,16 +301,15 @@ Expression WholeGradient::expression() const {
   return recorded_ ? recorded_->expression() : Expression{shape_.out, shape_.in, {&term_, dense_.defined() ? 1u : 0u}};
 }
 
-double WholeGradient::sum_squares(bool exact) const {
+at::Tensor WholeGradient::sum_squares(bool exact) const {
   if (recorded_) return recorded_->sum_squares(exact);
-  if (!dense_.defined()) return 0;
-  return kernels_of(dense_.device().type()).sum_squares({dense_.device(), exact}, expression());
+  return kernels_of(dense_.device().type()).sum_squares({dense_.device(), exact}, expression(), {});
 }
 
-void WholeGradient::mul_(double factor) {
+void WholeGradient::mul_(const at::Tensor& factor) {
   if (recorded_) return recorded_->mul_(factor);
   c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
-  grad_.mul_(static_cast<float>(factor));
+  scale_in_place(grad_, factor);
 }
 
 }  // namespace forge

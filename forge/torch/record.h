@@ -123,8 +123,10 @@ class WholeGradient {
 
   bool empty() const { return recorded_ == nullptr && !dense_.defined(); }
   Expression expression() const;
-  double sum_squares(bool exact) const;
-  void mul_(double factor);
+  Scale scale() const { return recorded_ ? recorded_->scale() : Scale(); }
+  // As of a Gradient. There is one.
+  at::Tensor sum_squares(bool exact) const;
+  void mul_(const at::Tensor& factor);
 
  private:
   void take(const at::Tensor& parameter);

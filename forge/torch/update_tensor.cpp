@@ -77,7 +77,7 @@ bool UpdatesTogether::take(const Place& place, const Stored& W, std::span<const 
                            const RuleStep& rule) {
   const RuleInfo& info = rule.rule();
   const Dense* D = only_dense(G);
-  if (!D || !is_element_wise(info) || info.next_pass) return false;
+  if (!D || G.scale_on_device || !is_element_wise(info) || info.next_pass) return false;
   auto same = [&](const Group& group) { return group.place.device == place.device && group.rule == rule; };
   auto group = std::ranges::find_if(groups_, same);
   if (group == groups_.end()) group = groups_.insert(group, {place, rule, {}});

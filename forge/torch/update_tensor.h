@@ -13,7 +13,8 @@
 
 namespace forge {
 
-// Updates of weights whose gradient is a matrix in memory, by rules of one pass. They wait here, and run together:
+// Updates of weights whose gradient is a matrix in memory, by rules of one pass, but where its scale is a device's: a
+// launch reads one, and norms and biases are scaled where they are. They wait here, and run together:
 // those of one rule with the same constants in one launch, on a device that is launched onto. What they work on has to
 // live until then.
 class UpdatesTogether {

@@ -230,11 +230,12 @@ struct HostedImpl final : Optimizer::Impl {
     e.made.clear();
   }
 
-  // As torch.optim keeps it: a tensor of one fp32 number; of one double where fp32 would round it.
+  // As torch.optim keeps it: a tensor of one fp32 number; of one double where fp32 would round it. On the CPU, where
+  // reading it does not wait, also where a checkpoint brought it on a device.
   static void store_scalar(const py::object& of_host, const char* key, double value) {
     py::object there = of_host.attr("get")(key);
     bool exact = static_cast<double>(static_cast<float>(value)) == value;
-    if (exact && THPVariable_Check(there.ptr()))
+    if (exact && THPVariable_Check(there.ptr()) && there.cast<at::Tensor>().is_cpu())
       there.cast<at::Tensor>().fill_(value);
     else
       of_host[key] = at::scalar_tensor(value, exact ? at::kFloat : at::kDouble);
@@ -281,7 +282,7 @@ void HostedOptimizer::step_by(const std::string& rule) {
   step();
 }
 
-void HostedOptimizer::step_scaled(double scale) { impl_->step(scale); }
+void HostedOptimizer::step_scaled(const at::Tensor& factor) { impl_->step(factor); }
 
 const std::map<std::string, std::int64_t>& HostedOptimizer::collapses() const { return impl_->ledger->collapses; }
 

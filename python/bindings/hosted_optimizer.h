@@ -31,8 +31,9 @@ class HostedOptimizer final : public Optimizer {
   void check_formats() const;
   // A step by another rule (torch_rules.h) on the same state.
   void step_by(const std::string& rule);
-  // A step in which all gradients are multiplied by a factor; they themselves stay as they are.
-  void step_scaled(double scale);
+  // A step in which all gradients are multiplied by a factor, one number on any device; they themselves stay as they
+  // are.
+  void step_scaled(const at::Tensor& factor);
 
   // How often terms were multiplied out, by reason.
   const std::map<std::string, std::int64_t>& collapses() const;

@@ -102,7 +102,8 @@ void define_gradient(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<Gradient, std::shared_ptr<Gradient>>(m, "Gradient", "scale · Σ terms: the gradient of one parameter.")
       .def("add_", &Gradient::add_, py::arg("other"), py::arg("factor") = 1.0)
-      .def("mul_", &Gradient::mul_)
+      .def("mul_", py::overload_cast<const at::Tensor&>(&Gradient::mul_))
+      .def("mul_", py::overload_cast<double>(&Gradient::mul_))
       .def("zero_", &Gradient::zero_)
       .def("clear", &Gradient::clear)
       .def("clone", &Gradient::clone)
@@ -113,7 +114,7 @@ void define_gradient(py::module_& m) {
       .def("held_bytes", &Gradient::held_bytes)
       .def_property_readonly("exposed", &Gradient::exposed)
       .def_property_readonly("spent", &Gradient::spent)
-      .def_property_readonly("scale", &Gradient::scale)
+      .def_property_readonly("scale", [](const Gradient& G) { return G.scale().read(); })
       .def_property_readonly("terms", &terms_of);
 }
 
@@ -269,6 +270,7 @@ void define_functions(py::module_& m) {
   m.def("linear_transposed", &linear_transposed, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(),
         Release());
   m.def("embedding", &embedding, py::arg("index"), py::arg("weight"), py::arg("padding_idx") = -1, Release());
+  m.def("grad_norm", &grad_norm, Release());
   m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("params"), py::arg("max_norm"),
         py::arg("error_if_nonfinite") = false, Release());
   m.def("rule_names", &rule_names);

@@ -69,11 +69,11 @@ class AdaLomo(Published):
 
     def _update(self) -> None:
         scale, max_norm = 1 / self._scale, self.param_groups[0]["clip_grad_norm"]
+        factor = torch.tensor(scale, dtype=torch.float64)
         if max_norm is not None:
-            scale *= min(max_norm / (self._norm_of_gradients() * scale + 1e-6), 1.0)
-        if scale == 1.0:
-            return super()._update()
-        self._engine.step_scaled(scale)
+            norm = self._norm_of_gradients() * scale
+            factor = (torch.full_like(norm, max_norm) / (norm + 1e-6)).clamp(max=1) * scale
+        self._engine.step_scaled(factor)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._scale = 1.0

@@ -20,7 +20,8 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scales all gradients together so that their norm is at most ``max_norm``; returns the norm before that, fp32.
 
-    Of fused weights only the scale of the expression changes. RuntimeError where gradients were applied in backward.
+    Of fused weights only the scale of the expression changes. The host waits for no device, unless
+    ``error_if_nonfinite``. RuntimeError where gradients were applied in backward.
     """
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
@@ -29,4 +30,4 @@ def clip_grad_norm_(
     if norm_type != 2 or not ordinary:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     norm = _C.clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
-    return torch.tensor(norm, device=parameters[0].device if parameters else None)
+    return norm.to(parameters[0].device if parameters else None, torch.float32)

@@ -136,10 +136,13 @@ def _is_factored(t) -> bool:
     return isinstance(t, FactoredGrad) and not t._gradient.exposed
 
 
-def _as_number(x) -> float | None:
+def _as_factor(x) -> float | torch.Tensor | None:
+    """A number of the host's, or of a device's in fp64, for which nobody waits."""
     if isinstance(x, (int, float)):
         return float(x)
-    return float(x) if isinstance(x, torch.Tensor) and x.dim() == 0 and not x.is_complex() else None
+    if not isinstance(x, torch.Tensor) or x.dim() != 0 or x.is_complex():
+        return None
+    return float(x) if x.device.type == "cpu" else x.double()
 
 
 @_handles(aten.detach.default, aten.alias.default)
@@ -154,19 +157,25 @@ def _clone(func, t, *, memory_format=None):
 
 @_handles(aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor, aten.div_.Scalar)
 def _scale_(func, t, factor):
-    number = _as_number(factor) if _is_factored(t) else None
+    number = _as_factor(factor) if _is_factored(t) else None
     divides = func in (aten.div_.Tensor, aten.div_.Scalar)
-    if number is None or (divides and number == 0):
+    if number is None or (divides and _is_zero(number)):
         return _on_dense(func, t, factor)
     t._gradient.mul_(1 / number if divides else number)
     return t
 
 
+def _is_zero(number: float | torch.Tensor) -> bool:
+    """As far as the host knows."""
+    return not isinstance(number, torch.Tensor) and number == 0
+
+
 @_handles(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 def _scale(func, t, factor):
-    if _is_factored(t) and _as_number(factor):
-        return _scale_(getattr(aten, func.overloadpacket.__name__ + "_").Scalar, t.clone(), _as_number(factor))
-    return _on_dense(func, t, factor)
+    number = _as_factor(factor) if _is_factored(t) else None
+    if number is None or _is_zero(number):
+        return _on_dense(func, t, factor)
+    return _scale_(getattr(aten, func.overloadpacket.__name__ + "_").Scalar, t.clone(), number)
 
 
 @_handles(aten.neg_.default)
@@ -202,7 +211,7 @@ def _copy_(func, t, source, non_blocking=False):
 def _vector_norm(func, t, ord=2, dim=None, keepdim=False, *, dtype=None):
     if not _is_factored(t) or ord != 2 or dim or keepdim:
         return _on_dense(func, t, ord, dim, keepdim, dtype=dtype)
-    return torch.tensor(t._gradient.sum_squares() ** 0.5, dtype=dtype or t.dtype, device=t.device)
+    return t._gradient.sum_squares().sqrt().to(dtype or t.dtype)
 
 
 @_handles(aten._foreach_norm.Scalar)
@@ -213,8 +222,6 @@ def _foreach_norm(func, tensors, ord=2, dtype=None):
 @_handles(aten._foreach_mul_.Scalar, aten._foreach_mul_.Tensor, aten._foreach_div_.Scalar, aten._foreach_div_.Tensor)
 def _foreach_scale_(func, tensors, factor):
     scale_ = torch.Tensor.mul_ if func in (aten._foreach_mul_.Scalar, aten._foreach_mul_.Tensor) else torch.Tensor.div_
-    if all(_is_factored(t) for t in tensors) and _as_number(factor) is not None:
-        factor = _as_number(factor)  # a device is asked once, not by each tensor
     for t in tensors:
         scale_(t, factor)
 
@@ -231,12 +238,9 @@ def _unscale_(func, tensors, found_inf, inv_scale):
     ordinary = [t for t in tensors if not _is_factored(t)]
     if ordinary:
         _on_dense(func, ordinary, found_inf, inv_scale)
-    factored = [t for t in tensors if _is_factored(t)]
-    factor = float(inv_scale) if factored else 1.0
-    for t in factored:
-        if not t._gradient.finite():
-            found_inf.fill_(1)
-        t._gradient.mul_(factor)
+    for t in filter(_is_factored, tensors):
+        found_inf.masked_fill_(~t._gradient.finite(), 1)
+        t._gradient.mul_(inv_scale)
 
 
 @_handles(

@@ -6,7 +6,6 @@ All take what ``forge_optim.AdamW`` takes beyond its namesake's arguments: the m
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .clipping import clip_grad_norm_
+from . import _C
 from .optimizers import FusedOptimizer, Params
 
 Betas = tuple[float, float]
@@ -33,9 +32,9 @@ class Published(FusedOptimizer, Optimizer):
                 if self.state.get(p):
                     self.state[p].setdefault("step", torch.tensor(float(group["step"])))
 
-    def _norm_of_gradients(self) -> float:
-        with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return clip_grad_norm_(with_grad, math.inf).item() if with_grad else 0.0
+    def _norm_of_gradients(self) -> torch.Tensor:
+        """A number on their device, fp32 as that of ``clip_grad_norm_``, in fp64."""
+        return _C.grad_norm([p for group in self.param_groups for p in group["params"]]).float().double()
 
 
 def group_options(of_init: dict[str, Any]) -> dict[str, Any]:
@@ -334,4 +333,4 @@ class LAMB(Published):
         max_norm = self.param_groups[0]["max_grad_norm"]
         if max_norm is None:
             return super()._update()
-        self._engine.step_scaled(1 / max(self._norm_of_gradients() / max_norm, 1.0))
+        self._engine.step_scaled((self._norm_of_gradients() / max_norm).clamp(min=1).reciprocal())

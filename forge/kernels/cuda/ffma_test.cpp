@@ -128,6 +128,21 @@ TEST(Ffma, SumsSquaresToTheBitsOfRef) {
   });
 }
 
+TEST(Ffma, ANormThatIsNotWantedStaysAsItIs) {
+  Random random(45);
+  Gradient g({20, 40}, {"tokens", {{TermSpec::outer, 4}}}, random);
+  for (float skip : {1.f, 0.f}) {
+    std::vector<double> workspace(20, 7);
+    double sum = -1;
+    emulate(3, [&] {
+      cuda::sum_squares(&sum, g.expression(), std::as_writable_bytes(std::span(workspace)),
+                        {.numbers = {.skip = &skip}});
+    });
+    EXPECT_EQ(sum == -1, skip == 1);
+    EXPECT_EQ(workspace == std::vector<double>(20, 7), skip == 1);
+  }
+}
+
 TEST(Ffma, TakesScaleAndConstantsFromTheDeviceAndSkipsABadStep) {
   Random random(43);
   Gradient g({20, 40}, {"tokens", {{TermSpec::outer, 4}}}, random);

@@ -20,8 +20,8 @@ using Stream = void*;  // a cudaStream_t
 
 // Numbers that kernels read when they run, in place of what the host says; null: the host's.
 struct OnDevice {
-  const float* scale = nullptr;      // the gradient's scale
-  const float* found_inf = nullptr;  // where it is not 0, nothing is written
+  const float* scale = nullptr;  // the gradient's scale
+  const float* skip = nullptr;   // where it is not 0 nothing is written: an infinity was found, or a norm is known
   // RuleStep::constants() of the same rule, copied: they hold the learning rate and what depends on the step.
   const void* constants = nullptr;
   const std::int64_t* noise_step = nullptr;  // Noise::step of every weight
@@ -56,7 +56,8 @@ void update_rows(std::span<const WeightInMemory> weights, const RuleStep& rule, 
 // As in kernels/materialize.h.
 void materialize(const Matrix& D, const Expression& G, const Launch& launch);
 
-// As in kernels/norm.h, into `sum` in the device's memory. Workspace: so many bytes, aligned to 8.
+// As in kernels/norm.h, into `sum` in the device's memory; with `skip`, `sum` stays as it is. Workspace: so many bytes,
+// aligned to 8.
 std::size_t norm_workspace_bytes(const Expression& G);
 void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspace, const Launch& launch);
 

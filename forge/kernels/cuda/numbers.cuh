@@ -9,7 +9,7 @@
 // What kernels read of an update beside its matrices.
 namespace forge::cuda {
 
-FORGE_DEVICE bool is_skipped(const OnDevice& numbers) { return numbers.found_inf && *numbers.found_inf != 0; }
+FORGE_DEVICE bool is_skipped(const OnDevice& numbers) { return numbers.skip && *numbers.skip != 0; }
 
 FORGE_DEVICE float scale_of(const OnDevice& numbers, float scale) { return numbers.scale ? *numbers.scale : scale; }
 

@@ -9,7 +9,8 @@ namespace forge::cuda {
 void add_row_sums(double* sums, const double* row_sums, std::int64_t rows, int count, const Launch& launch) {
   constexpr unsigned kWarp = 32;
   check(count <= static_cast<int>(kWarp), "add_row_sums: ", count, " sums, of which a kernel adds ", kWarp);
-  launch_kernel(add_rows_sums, {1, 1, 1}, kWarp, 0, launch.stream, AddArguments{row_sums, rows, count, sums});
+  launch_kernel(add_rows_sums, {1, 1, 1}, kWarp, 0, launch.stream,
+                AddArguments{row_sums, rows, count, sums, launch.numbers});
 }
 
 void sum_squares_of_lines(double* of_rows, double* of_columns, const ConstMatrix& D, const Launch& launch) {

@@ -72,6 +72,7 @@ struct NormArguments {
 template <class Chain>
 __global__ void __launch_bounds__(kChainThreads, 1) square_rows(FORGE_PARAMETER(NormArguments) arguments) {
   FORGE_DYNAMIC_SHARED(float, shared);
+  if (is_skipped(arguments.G.numbers)) return;
   const ChainArguments& G = arguments.G;
   constexpr int kRowsAtOnce = 2 * kChainWarps;
   const int row0 = static_cast<int>(blockIdx.x) * kTile, lane = static_cast<int>(threadIdx.x % kNormLanes);

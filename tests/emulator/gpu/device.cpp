@@ -22,12 +22,12 @@
 
 #include "forge/torch/device_kernels.h"
 #include "tests/emulator/device_memory.h"
+#include "tests/emulator/gpu/device.h"
 
 namespace forge::emulator {
 namespace {
 
 constexpr at::DeviceType kType = at::kPrivateUse1;
-const at::Device kDevice(kType, 0);
 
 // ---- One device with one stream -----------------------------------------------------------------------------------
 
@@ -37,12 +37,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   Guard() = default;
   explicit Guard(at::DeviceType) {}
   at::DeviceType type() const override { return kType; }
-  at::Device exchangeDevice(at::Device) const override { return kDevice; }
-  at::Device getDevice() const override { return kDevice; }
+  at::Device exchangeDevice(at::Device) const override { return kGpu; }
+  at::Device getDevice() const override { return kGpu; }
   void setDevice(at::Device) const override {}
   void uncheckedSetDevice(at::Device) const noexcept override {}
-  c10::Stream getStream(at::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream getDefaultStream(at::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
+  c10::Stream getStream(at::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kGpu); }
+  c10::Stream getDefaultStream(at::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kGpu); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
   void* getStreamNativeHandle(c10::Stream) const override { return nullptr; }
   at::DeviceIndex deviceCount() const noexcept override { return 1; }
@@ -71,7 +71,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     void* data = bytes == 0 ? nullptr : allocate_device_memory(bytes);
-    return {data, data, &release, kDevice};
+    return {data, data, &release, kGpu};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -114,7 +114,13 @@ at::Tensor on_host(const at::Tensor& t) {
       .make_tensor();
 }
 
+// What an operation of the device does by the CPU is no business of the host's.
+std::int64_t counted = 0;
+thread_local bool by_device = false;
+void count_read_back() { counted += by_device ? 0 : 1; }
+
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+  if (to.is_cpu()) count_read_back();
   DeviceMemoryAccess access;
   on_host(to).copy_(on_host(from));
   return to;
@@ -124,6 +130,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
   return copy_from(from, to, false);
 }
 at::Scalar local_scalar_dense(const at::Tensor& t) {
+  count_read_back();
   DeviceMemoryAccess access;
   return on_host(t).item();
 }
@@ -132,8 +139,24 @@ const at::Tensor& resize_(const at::Tensor& t, at::IntArrayRef sizes, std::optio
   return at::native::resize_(t, sizes, format);
 }
 
+// A lookup by numbers has a shape of its own, and the tag, for the sake of masks.
+bool waits(const c10::OperatorHandle& op) {
+  bool is_lookup = op.operator_name().name == "aten::index";
+  return op.hasTag(at::Tag::data_dependent_output) || (op.hasTag(at::Tag::dynamic_output_shape) && !is_lookup);
+}
+
 // What no operation above does: the CPU, on copies.
-void by_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { at::native::cpu_fallback(op, stack); }
+void by_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  if (waits(op)) count_read_back();
+  const bool before = std::exchange(by_device, true);
+  try {
+    at::native::cpu_fallback(op, stack);
+  } catch (...) {
+    by_device = before;
+    throw;
+  }
+  by_device = before;
+}
 
 bool add_device() {
   static Hooks hooks;
@@ -145,7 +168,12 @@ bool add_device() {
 const bool added = add_device();
 
 }  // namespace
+
+std::int64_t read_backs() { return counted; }
+
 }  // namespace forge::emulator
+
+TORCH_LIBRARY(emulated, m) { m.def("read_backs() -> int", &forge::emulator::read_backs); }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   using namespace forge::emulator;

@@ -5,7 +5,9 @@
 In a process of its own, since the library gives torch a device for as long as the process lives.
 """
 
+import contextlib
 import copy
+import math
 import sys
 import types
 import warnings
@@ -54,19 +56,28 @@ def distance(ours, theirs):
     return (sum((a - b).pow(2).sum() for a, b in pairs) / sum(b.pow(2).sum() for _, b in pairs)).sqrt().item()
 
 
-def train(device, clip, dtype=torch.float32, steps=3, accumulate=2, make=forge.AdamW, **options):
+@contextlib.contextmanager
+def reading_back(times):
+    """In which the host waits for the device so often; None: nobody counts."""
+    before = torch.ops.emulated.read_backs()
+    yield
+    found = torch.ops.emulated.read_backs() - before
+    assert times in (None, found), f"the host read {found} times from the device, expected {times}"
+
+
+def train(device, clip, dtype=torch.float32, steps=3, accumulate=2, make=forge.AdamW, waits=0, **options):
     model = Model(device, dtype)
     optimizer = make(model, lr=1e-2, **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(steps):
         for i in range(accumulate):
             (model(batch(accumulate * step + i).to(device)) / accumulate).backward()
-        if clip:
-            norm = clip(model.parameters(), 0.1)
-            assert norm.device.type == torch.device(device).type and 0.1 < norm.item() < 100, norm
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        with reading_back(waits):
+            norm = clip(model.parameters(), 0.1) if clip else None
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        assert norm is None or (norm.device.type == torch.device(device).type and 0.1 < norm.item() < 100), norm
     return model, optimizer
 
 
@@ -79,7 +90,8 @@ def loops_train_as_on_the_cpu():
     both = torch.nn.utils.clip_grad_norm_, forge.clip_grad_norm_
     for make in (forge.AdamW, forge.SGD, forge.Lion, forge.RAdam, forge.LAMB, forge.Adafactor, forge.AdaLomo):
         for clip in both:
-            gpu, optimizer = train(GPU, clip, make=make)
+            waits = None if make in (forge.LAMB, forge.Adafactor, forge.AdaLomo) else 0
+            gpu, optimizer = train(GPU, clip, make=make, waits=waits)
             assert distance(gpu.parameters(), train("cpu", clip, make=make)[0].parameters()) < 1e-5, make
             report = str(forge.report(optimizer))
             assert "emulated" not in report, report
@@ -92,9 +104,71 @@ def updates_in_backward():
 
 
 def sixteen_bits_train_with_eight_bit_state():
-    options = dict(clip=None, dtype=torch.bfloat16, weight_format="bf16_plus16", state_format="int8")
-    gpu, cpu = train(GPU, **options)[0], train("cpu", **options)[0]
-    assert distance(gpu.parameters(), cpu.parameters()) < 1e-2
+    for clip in (None, torch.nn.utils.clip_grad_norm_, forge.clip_grad_norm_):
+        options = dict(clip=clip, dtype=torch.bfloat16, weight_format="bf16_plus16", state_format="int8")
+        gpu, cpu = train(GPU, **options)[0], train("cpu", **options)[0]
+        assert distance(gpu.parameters(), cpu.parameters()) < 1e-2
+
+
+def optimizers_clip_as_on_the_cpu():
+    for exact in (False, True):
+        options = dict(clip=None, make=forge.LAMB, waits=None, max_grad_norm=0.1, exact=exact)
+        assert distance(train(GPU, **options)[0].parameters(), train("cpu", **options)[0].parameters()) < 1e-5
+
+
+def train_scaled(device, make, clip):
+    """With a GradScaler; the second of four steps has a gradient that is not finite."""
+    model = Model(device)
+    optimizer = make(model)
+    scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=2.0**10, growth_interval=2)
+    scales = []
+    for step in range(4):
+        for i in range(2):
+            loss = model(batch(2 * step + i).to(device))
+            scaler.scale(loss * math.inf if step == 1 else loss).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        with reading_back(None if device == "cpu" else 1):  # by torch, which asks whether to call optimizer.step()
+            if clip:
+                scaler.unscale_(optimizer)
+                clip(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        same = [torch.equal(p.cpu(), q.cpu()) for p, q in zip(model.parameters(), before, strict=True)]
+        assert all(same) if step == 1 else not any(same), (step, same)
+        scales.append(scaler.get_scale())
+    return model, scales, {float(state["step"]) for state in optimizer.state.values()}
+
+
+def a_grad_scaler_waits_once_and_skips_as_with_torch():
+    def theirs(model):
+        return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    for clip in (None, torch.nn.utils.clip_grad_norm_, forge.clip_grad_norm_):
+        expected, *numbers = train_scaled("cpu", theirs, clip and torch.nn.utils.clip_grad_norm_)
+        for exact in (False, True):
+
+            def ours(model, exact=exact):
+                return forge.AdamW(model, lr=1e-2, exact=exact)
+
+            gpu, *found = train_scaled(GPU, ours, clip)
+            assert found == numbers, (found, numbers)
+            assert distance(gpu.parameters(), expected.parameters()) < 1e-4
+            assert distance(gpu.parameters(), train_scaled("cpu", ours, clip)[0].parameters()) < 1e-5
+
+
+def step_counts_on_a_device_are_read_once():
+    model = Model(GPU)
+    optimizer = forge.AdamW(model, lr=1e-2)
+    model(batch(0).to(GPU)).backward()
+    optimizer.step()
+    states = optimizer.state.values()
+    for state in states:  # as torch.optim has them with fused=True
+        state["step"] = state["step"].to(GPU)
+    for times in (len(states), 0):
+        with reading_back(times):
+            optimizer.step()
+    assert {float(state["step"]) for state in states} == {3}
 
 
 def checkpoints_move_between_devices_and_optimizers():
@@ -150,6 +224,9 @@ for check in (
     loops_train_as_on_the_cpu,
     updates_in_backward,
     sixteen_bits_train_with_eight_bit_state,
+    optimizers_clip_as_on_the_cpu,
+    a_grad_scaler_waits_once_and_skips_as_with_torch,
+    step_counts_on_a_device_are_read_once,
     checkpoints_move_between_devices_and_optimizers,
     gradients_are_tensors_of_their_device,
     what_has_no_kernel_is_refused,
