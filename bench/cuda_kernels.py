@@ -50,10 +50,14 @@ def fused_instances(which="for_each_fused"):
 
 CHAINS = {"FfmaChain": "ffma", "MmaChain": "mma"}
 
+def rules_that_sum(architecture):
+    return ["LambMoments"] if architecture == "sm_90a" else []
+
+
 def rules_of_rows(architecture):
     """Fed from memory, one element-wise rule and, for sm_90a, one that sums stand for all: what is long is the formats,
     which are chosen when a kernel runs."""
-    return ["AdamW", "LambMoments"] if architecture == "sm_90a" else ["AdamW"]
+    return ["AdamW", *rules_that_sum(architecture)]
 
 
 def chosen_instances(architecture):
@@ -75,7 +79,7 @@ def operation_of(rule, weight, state):
 
 
 def source_of(architecture):
-    headers = ("ffma", "hopper", "mma", "sums", "tiles", "update_rows")
+    headers = ("ffma", "hopper", "mma", "next_pass", "sums", "tiles", "update_rows")
     lines = [
         *(f'#include "forge/kernels/cuda/{name}.cuh"' for name in headers),
         "using namespace forge;",
@@ -95,6 +99,11 @@ def source_of(architecture):
         lines.append(
             f"template __global__ void forge::cuda::update_tiles_on_hopper<{operation}>"
             f"(FORGE_PARAMETER(HopperArguments<RowUpdate<{operation}>>));"
+        )
+    for rule in rules_that_sum(architecture):
+        lines.append(
+            f"template __global__ void forge::cuda::next_constants<rules::{rule}>"
+            f"(FORGE_PARAMETER(NextArguments<rules::{rule}>));"
         )
     for rule in rules_of_rows(architecture):
         lines.append(

@@ -49,6 +49,7 @@ def test_every_instance_is_there(compiled):
     assert expected == {name for name in kernels if is_on_hopper(name)}
     others = {f"{kernel}<{chain}>" for kernel in ("store_tiles", "square_rows") for chain in ("ffma", "mma")}
     others |= {f"update_rows<{rule}>" for rule in cuda_kernels.rules_of_rows(architecture)}
+    others |= {f"next_constants<{rule}>" for rule in cuda_kernels.rules_that_sum(architecture)}
     assert others | {"add_rows_sums", "square_lines", "square_columns"} <= set(kernels)
 
 

@@ -52,7 +52,7 @@ struct CautiousAdamWMask {
   static constexpr bool kWritesWeight = false, kWritesMoments = false;
 
   static Step prepare(const Options& o, const Progress& p) { return CautiousAdamW::prepare(o, p); }
-  static Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static Step next_pass(const Step& s, const Sums& sums) {
     Step next = s;
     next.step_size = static_cast<float>(s.step_size / std::max(sums.mean(0), 1e-3));
     return next;

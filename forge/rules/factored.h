@@ -43,7 +43,7 @@ struct FactoredMove {
   float keep, minus_rate;
 
   static constexpr int kSums = 2;  // U, w
-  static FactoredMove from(const FactoredPlan& p, const Sums& sums) {
+  FORGE_INLINE static FactoredMove from(const FactoredPlan& p, const Sums& sums) {
     double rate = p.rate * std::max(p.lowest_rms, std::sqrt(sums.mean(1)));
     double clip = std::max(1.0, std::sqrt(sums.mean(0)) / p.d);
     return {.keep = static_cast<float>(1 - p.decay - p.decay_of_rate * rate),
@@ -131,7 +131,7 @@ struct FactoredVectorSums {
     check_options(o, p);
     return of(Family::plan(o, p.step).of({}));
   }
-  static typename Next::Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static typename Next::Step next_pass(const Step& s, const Sums& sums) {
     return {.least = s.rest.least, .move = FactoredMove::from(s.plan, sums)};
   }
   template <class V>
@@ -185,7 +185,7 @@ struct FactoredSums {
                        .least = static_cast<float>(p.least)},
             .plan = p};
   }
-  static typename Next::Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static typename Next::Step next_pass(const Step& s, const Sums& sums) {
     return {.square = s.square, .move = FactoredMove::from(s.plan, sums)};
   }
   template <class V>

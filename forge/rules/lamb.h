@@ -100,7 +100,7 @@ struct LambMoments {
             .clips = o.trust_clip,
             .lr = o.lr};
   }
-  static Lamb::Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static Lamb::Step next_pass(const Step& s, const Sums& sums) {
     double w = std::sqrt(sums.of_squares[0]), r = std::sqrt(sums.of_squares[1]);
     double ratio = s.adapts && w > 0 && r > 0 ? w / r : 1;
     if (s.clips) ratio = std::min(ratio, 1.0);

@@ -90,7 +90,7 @@ struct MuonMomentum {
                           static_cast<float>(o.eps), o.ns_steps}};
   }
   static NewtonSchulz orthogonalized(const Step& s) { return s.iteration; }
-  static Muon::Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static Muon::Step next_pass(const Step& s, const Sums& sums) {
     auto out = static_cast<double>(sums.out), in = static_cast<double>(sums.in);
     double factor = s.match_rms_adamw ? 0.2 * std::sqrt(std::max(out, in)) : std::sqrt(std::max(1.0, out / in));
     return {.keep = s.keep, .minus_step = static_cast<float>(-factor * s.lr)};

@@ -29,7 +29,7 @@
 //   static constexpr int kSums;              numbers that each element gives; their squares are summed over the weight
 //   template <class V> static void update(V& w, V g, V* moments, const Step&, V* numbers);
 //   using Next = …;                          the rule of the pass behind it, with the same first moments
-//   static Next::Step next_pass(const Step&, const Sums&);    has no side effect
+//   FORGE_INLINE static Next::Step next_pass(const Step&, const Sums&);    has no side effect; on a GPU it runs there
 //
 // Step then also has what next_pass needs, which may be a double. A pass says what it leaves alone: kWritesWeight,
 // kWritesMoments or kReadsGradient is false. Where it has
@@ -87,7 +87,7 @@ struct Sums {
   std::int64_t out = 0, in = 0;
 
   // The mean of the squares of number k.
-  double mean(int k) const {
+  FORGE_INLINE double mean(int k) const {
     return of_squares[static_cast<std::size_t>(k)] / (static_cast<double>(out) * static_cast<double>(in));
   }
 };

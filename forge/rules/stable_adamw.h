@@ -79,7 +79,7 @@ struct StableAdamWMoments {
             .lr = o.lr,
             .decay = o.decouple_lr ? o.weight_decay / o.max_lr : o.weight_decay};
   }
-  static StableAdamW::Step next_pass(const Step& s, const Sums& sums) {
+  FORGE_INLINE static StableAdamW::Step next_pass(const Step& s, const Sums& sums) {
     double lr = s.lr / std::max(1.0, std::sqrt(sums.mean(0)));
     return {.keep = static_cast<float>(1 - lr * s.decay), .minus_lr = static_cast<float>(-lr), .eps = s.eps};
   }

@@ -20,9 +20,10 @@ namespace {
 
 class HostKernels final : public DeviceKernels {
  public:
-  Sums update(const Place&, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-              std::span<RoundingCount> rounding) const override {
-    return forge::update(W, S, G, rule, torch_context(G), rounding);
+  std::optional<Pass> update(const Place&, const Stored& W, std::span<const Stored> S, const Expression& G,
+                             const Pass& pass, std::span<RoundingCount> rounding) const override {
+    auto next = pass.rule.next(forge::update(W, S, G, pass.rule, torch_context(G), rounding));
+    return next ? std::optional(Pass{*next, {}}) : std::nullopt;
   }
   void update_all(const Place&, std::span<const DenseUpdate> updates, const RuleStep& rule) const override {
     for (const DenseUpdate& one : updates) {

@@ -22,6 +22,15 @@ struct Place {
   bool exact = false;  // fp32 multiply-adds only, where a device has something faster
 };
 
+// A rule with the constants of one step or, where these are defined, with those in the device's memory in place of its
+// own: what comes behind a pass whose sums the host has not waited for.
+struct Pass {
+  RuleStep rule;
+  at::Tensor constants;
+
+  const void* constants_on_device() const { return constants.defined() ? constants.const_data_ptr() : nullptr; }
+};
+
 // Of a weight whose gradient is scale · D in memory.
 struct DenseUpdate {
   Stored W;
@@ -38,8 +47,10 @@ const Dense* only_dense(const Expression& G);
 class DeviceKernels {
  public:
   virtual ~DeviceKernels() = default;
-  virtual Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                      const RuleStep& rule, std::span<RoundingCount> rounding) const = 0;
+  // Returns the pass behind this one.
+  virtual std::optional<Pass> update(const Place& place, const Stored& W, std::span<const Stored> S,
+                                     const Expression& G, const Pass& pass,
+                                     std::span<RoundingCount> rounding) const = 0;
   // update for each of these, by an element-wise rule. On a device with launches one for kMostWeights of them.
   virtual void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const = 0;
   virtual void materialize(const Place& place, const Matrix& D, const Expression& G) const = 0;

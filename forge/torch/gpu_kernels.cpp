@@ -29,16 +29,9 @@ cuda::Stream handle_of(const Stream& stream) {
   }
 }
 
-cuda::Launch launch_on(const Place& place) {
+cuda::Launch launch_on(const Place& place, const cuda::OnDevice& numbers = {}) {
   c10::impl::VirtualGuardImpl device(place.device.type());
-  return {.stream = handle_of(device.getStream(place.device)), .numbers = {}, .exact = place.exact};
-}
-
-// Of what reads this gradient.
-cuda::Launch launch_on(const Place& place, const Expression& G) {
-  cuda::Launch launch = launch_on(place);
-  launch.numbers.scale = G.scale_on_device;
-  return launch;
+  return {.stream = handle_of(device.getStream(place.device)), .numbers = numbers, .exact = place.exact};
 }
 
 Matrix rows_of(const Matrix& m, std::int64_t from, std::int64_t n) {
@@ -124,15 +117,17 @@ class GpuKernels::PassSums {
   double* of_rows(std::int64_t row) const {
     return count_ > 0 ? of_rows_.mutable_data_ptr<double>() + row * count_ : nullptr;
   }
-  // Waits for them.
-  Sums total(const cuda::Operations& operations, const Place& place) const {
-    Sums sums = {.of_squares = {}, .out = out_, .in = in_};
-    if (count_ == 0) return sums;
+  // The pass behind this one. Which it is the host knows, whatever the sums; what its constants are, the device.
+  std::optional<Pass> next(const cuda::Operations& operations, const Place& place, const Pass& pass) const {
+    auto rule = pass.rule.next({.of_squares = {}, .out = out_, .in = in_});
+    if (!rule) return std::nullopt;
+    if (count_ == 0) return Pass{*rule, {}};
     at::Tensor total = at::empty({count_}, of_rows_.options());
     operations.add_row_sums(total.mutable_data_ptr<double>(), of_rows(0), out_, count_, launch_on(place));
-    at::Tensor here = total.cpu();
-    std::copy_n(here.const_data_ptr<double>(), count_, sums.of_squares.begin());
-    return sums;
+    at::Tensor constants = at::empty({RuleStep::kMostBytes}, of_rows_.options().dtype(at::kByte));
+    operations.next_pass(constants.mutable_data_ptr(), pass.rule, total.const_data_ptr<double>(), out_, in_,
+                         launch_on(place, {.constants = pass.constants_on_device()}));
+    return Pass{*rule, constants};
   }
 
  private:
@@ -141,8 +136,9 @@ class GpuKernels::PassSums {
   at::Tensor of_rows_;
 };
 
-Sums GpuKernels::update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                        const RuleStep& rule, std::span<RoundingCount> rounding) const {
+std::optional<Pass> GpuKernels::update(const Place& place, const Stored& W, std::span<const Stored> S,
+                                       const Expression& G, const Pass& pass, std::span<RoundingCount> rounding) const {
+  const RuleStep& rule = pass.rule;
   check_rule("update", rule.rule(), !rounding.empty());
   c10::DeviceGuard guard(place.device);
   ScopedPurpose purpose(Purpose::workspace);
@@ -150,13 +146,15 @@ Sums GpuKernels::update(const Place& place, const Stored& W, std::span<const Sto
   const Dense* D = only_dense(G);
   if (D || !rule.rule().reads_gradient) {
     cuda::WeightInMemory one = {W, S, D ? *D : Dense{}, G.scale, sums.of_rows(0)};
-    operations_.update_rows({&one, 1}, rule, launch_on(place, G));
+    operations_.update_rows({&one, 1}, rule,
+                            launch_on(place, {.scale = G.scale_on_device, .constants = pass.constants_on_device()}));
   } else if (cuda::is_fused(rule.rule(), W, S)) {
-    operations_.update(W, S, G, rule, launch_on(place, G));
+    operations_.update(W, S, G, rule,
+                       launch_on(place, {.scale = G.scale_on_device, .constants = pass.constants_on_device()}));
   } else {
-    update_by_slabs(place, W, S, G, rule, sums);
+    update_by_slabs(place, W, S, G, pass, sums);
   }
-  return sums.total(operations_, place);
+  return sums.next(operations_, place, pass);
 }
 
 void GpuKernels::update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const {
@@ -174,17 +172,17 @@ void GpuKernels::for_each_slab(const Place& place, const Expression& G, F&& f) c
     std::int64_t n = std::min(most, G.out - from);
     Slab slab(place, G, from, n);
     Matrix D = {workspace.data_ptr(), DType::f32, n, G.in, G.in};
-    operations_.materialize(D, slab.expression(), launch_on(place, G));
+    operations_.materialize(D, slab.expression(), launch_on(place, {.scale = G.scale_on_device}));
     f(from, D);
   }
 }
 
 void GpuKernels::update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                                 const RuleStep& rule, const PassSums& sums) const {
+                                 const Pass& pass, const PassSums& sums) const {
   for_each_slab(place, G, [&](std::int64_t from, const Matrix& D) {
-    std::vector<Stored> moments = rows_of(S, rule.rule(), from, D.rows);
+    std::vector<Stored> moments = rows_of(S, pass.rule.rule(), from, D.rows);
     cuda::WeightInMemory some = {rows_of(W, from, D.rows), moments, Dense{D}, 1, sums.of_rows(from)};
-    operations_.update_rows({&some, 1}, rule, launch_on(place));
+    operations_.update_rows({&some, 1}, pass.rule, launch_on(place, {.constants = pass.constants_on_device()}));
   });
 }
 
@@ -206,7 +204,7 @@ void GpuKernels::sum_squares_of_lines(const Place& place, const Expression& G, s
 
 void GpuKernels::materialize(const Place& place, const Matrix& D, const Expression& G) const {
   c10::DeviceGuard guard(place.device);
-  operations_.materialize(D, G, launch_on(place, G));
+  operations_.materialize(D, G, launch_on(place, {.scale = G.scale_on_device}));
 }
 
 // The chain's kernels are launched either way, for the host does not know whether they are needed.
@@ -218,9 +216,9 @@ at::Tensor GpuKernels::sum_squares(const Place& place, const Expression& G, cons
   at::Tensor workspace = at::empty({static_cast<std::int64_t>(bytes)}, on.dtype(at::kByte));
   at::Tensor sum = known ? known->value.clone() : at::empty({}, on.dtype(at::kDouble));
   auto* data = static_cast<std::byte*>(workspace.data_ptr());
-  cuda::Launch launch = launch_on(place, G);
-  if (known) launch.numbers.skip = known->holds.const_data_ptr<float>();
-  operations_.sum_squares(sum.mutable_data_ptr<double>(), G, {data, bytes}, launch);
+  const float* skip = known ? known->holds.const_data_ptr<float>() : nullptr;
+  operations_.sum_squares(sum.mutable_data_ptr<double>(), G, {data, bytes},
+                          launch_on(place, {.scale = G.scale_on_device, .skip = skip}));
   return sum;
 }
 

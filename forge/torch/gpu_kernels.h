@@ -16,8 +16,8 @@ class GpuKernels final : public DeviceKernels {
   explicit GpuKernels(const cuda::Operations& operations, std::int64_t slab_bytes = kSlabBytes)
       : operations_(operations), slab_bytes_(slab_bytes) {}
 
-  Sums update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G, const RuleStep& rule,
-              std::span<RoundingCount> rounding) const override;
+  std::optional<Pass> update(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
+                             const Pass& pass, std::span<RoundingCount> rounding) const override;
   void update_all(const Place& place, std::span<const DenseUpdate> updates, const RuleStep& rule) const override;
   void materialize(const Place& place, const Matrix& D, const Expression& G) const override;
   at::Tensor sum_squares(const Place& place, const Expression& G, const std::optional<Known>& known) const override;
@@ -29,7 +29,7 @@ class GpuKernels final : public DeviceKernels {
  private:
   class PassSums;
   void update_by_slabs(const Place& place, const Stored& W, std::span<const Stored> S, const Expression& G,
-                       const RuleStep& rule, const PassSums& sums) const;
+                       const Pass& pass, const PassSums& sums) const;
   // Calls f(from, D) with the rows of G from `from` on multiplied out to D, one slab after another.
   template <class F>
   void for_each_slab(const Place& place, const Expression& G, F&& f) const;

@@ -48,19 +48,19 @@ struct Passes {
   }
 
   // Runs one, and gives the next.
-  std::optional<RuleStep> run(const RuleStep& pass, const Expression& G) {
-    const RuleInfo& rule = pass.rule();
+  std::optional<Pass> run(const Pass& pass, const Expression& G) {
+    const RuleInfo& rule = pass.rule.rule();
     std::span<const Stored> moments = S.first(rule.moments.size());
     std::span<RoundingCount> counts = rounding.first(std::min(rounding.size(), 1 + moments.size()));
     const DeviceKernels& kernels = kernels_of(place.device.type());
-    if (!rule.orthogonalized) return pass.next(kernels.update(place, W, moments, G, pass, counts));
+    if (!rule.orthogonalized) return kernels.update(place, W, moments, G, pass, counts);
     ScopedPurpose purpose(Purpose::direction);
     direction = at::empty({G.out, G.in}, at::TensorOptions(at::kFloat).device(place.device));
     RoundingCount of_weight = counts.empty() ? RoundingCount{} : counts[0];
-    Sums sums = kernels.update(place, as_matrix(direction, {G.out, G.in}), moments, G, pass, counts);
+    auto next = kernels.update(place, as_matrix(direction, {G.out, G.in}), moments, G, pass, counts);
     if (!counts.empty()) counts[0] = of_weight;  // the direction is none
-    orthogonalize_(direction, rule.orthogonalized(pass));
-    return pass.next(sums);
+    orthogonalize_(direction, rule.orthogonalized(pass.rule));
+    return next;
   }
 
   // What a pass behind the first has as its gradient: the direction, where there is one.
@@ -111,7 +111,7 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
   }
   Passes passes = {place, weight.view(shape, noise), {S.data(), moments.size()}, rounding, {}, {}};
   if (!together || !rounding.empty() || !together->take(place, passes.W, passes.S, G, rule)) {
-    std::optional<RuleStep> pass = passes.first(rule, G, moments);
+    std::optional<Pass> pass = Pass{passes.first(rule, G, moments), {}};
     while (pass) pass = passes.run(*pass, passes.gradient(G));
   }
   bump(weight);

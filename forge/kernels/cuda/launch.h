@@ -64,6 +64,12 @@ void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspac
 // sums[k] ← Σ row_sums[r * count + k] over r, from the first row to the last.
 void add_row_sums(double* sums, const double* row_sums, std::int64_t rows, int count, const Launch& launch);
 
+// constants ← those of the pass behind this one, given its sums over a weight of (out, in): RuleStep::next, for
+// OnDevice::constants of the next update_rows. Throws Error where the pass is not of the list, is the last or has no
+// sums.
+void next_pass(void* constants, const RuleStep& pass, const double* sums, std::int64_t out, std::int64_t in,
+               const Launch& launch);
+
 // As in kernels/line_sums.h, of a gradient D in memory: of_rows is overwritten, of_columns added to, so that D may be
 // some rows of a gradient after the others.
 void sum_squares_of_lines(double* of_rows, double* of_columns, const ConstMatrix& D, const Launch& launch);

@@ -9,6 +9,7 @@ const Operations& operations() {
                                      .norm_workspace_bytes = norm_workspace_bytes,
                                      .sum_squares = sum_squares,
                                      .add_row_sums = add_row_sums,
+                                     .next_pass = next_pass,
                                      .sum_squares_of_lines = sum_squares_of_lines};
   return all;
 }

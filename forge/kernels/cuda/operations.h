@@ -12,6 +12,7 @@ struct Operations {
   decltype(&cuda::norm_workspace_bytes) norm_workspace_bytes;
   decltype(&cuda::sum_squares) sum_squares;
   decltype(&cuda::add_row_sums) add_row_sums;
+  decltype(&cuda::next_pass) next_pass;
   decltype(&cuda::sum_squares_of_lines) sum_squares_of_lines;
 };
 
