@@ -112,7 +112,8 @@ TEST(Gpu, AFactorOfTheDevicesIsOneOfTheGradientAsItStands) {
     }
 }
 
-// On a GPU torch would round the factor to the 16 bits of what it scales; this one's operations are the CPU's and do not.
+// On a GPU torch would round the factor to the 16 bits of what it scales; this one's operations are the CPU's and do
+// not.
 TEST(Gpu, AFactorOfTheDevicesHas32BitsForDense16Too) {
   at::Tensor before = random({140, 40}, 1, at::kBFloat16), factor = at::full({}, 0.7f);
   at::Tensor expected = before.to(at::kFloat).mul(factor).to(at::kBFloat16);
