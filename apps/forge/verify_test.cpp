@@ -33,7 +33,7 @@ TEST(UpdateBench, HasARowForEveryPairOfFormats) {
   const std::vector<UpdateBenchRow> rows =
       bench_update({.out = 32, .in = 64, .tokens = {2, 5}, .rule = "adamw", .repetitions = 1});
   EXPECT_EQ(rows.size(), 2u * 25);
-  for (const UpdateBenchRow& row : rows) EXPECT_GT(row.fused_ms * row.two_phase_ms * row.limit_ms, 0);
+  for (const UpdateBenchRow& row : rows) EXPECT_GT(row.fused_ms * row.two_phase_ms * row.limit_ms * row.work_ms, 0);
   EXPECT_EQ(rows[0].bytes_per_parameter, 12);
   EXPECT_EQ(to_json(rows).size(), rows.size());
   EXPECT_NE(to_table(rows).find("bf16_plus8"), std::string::npos);

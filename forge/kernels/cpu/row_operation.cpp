@@ -133,9 +133,8 @@ void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, co
     for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].place(row, col, nullptr);
     return run_({x[0], x + 1, g, n, scale_, rule_.constants(), nullptr, kColumnsAhead, tile});
   }
-  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
-    update_block(row, col + offset, block, g + offset, lanes);
-  });
+  for_each_block(
+      n, [&](std::int64_t offset, std::int64_t block) { update_block(row, col + offset, block, g + offset, lanes); });
 }
 
 void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g,
