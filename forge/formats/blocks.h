@@ -8,7 +8,7 @@
 #include "forge/base/inline.h"
 #include "forge/base/scalar.h"
 #include "forge/base/sign.h"
-#include "forge/formats/by_element.h"
+#include "forge/formats/format.h"
 
 namespace forge::formats {
 
@@ -27,7 +27,7 @@ namespace forge::formats {
 //   Code::decode<V>(codes, j) → numbers in units of the scale
 //   Code::encode<V>(numbers, byte, codes, j)   byte: 8 random bits for each, or null to round to nearest
 template <class Code, Sign kSign>
-struct Blocks : ByElement<Blocks<Code, kSign>> {
+struct Blocks {
   // Far below what any update can see (its square is below fp32's least), and its inverse is finite.
   static constexpr float kLeastScale = 0x1p-100f;
 
@@ -38,6 +38,11 @@ struct Blocks : ByElement<Blocks<Code, kSign>> {
     V y = scale * Code::template decode<V, kSign>(s.values, j);
     if constexpr (kSign == Sign::not_negative) y = y * y;
     return y;
+  }
+
+  template <class V>
+  FORGE_INLINE static void decode(const Segment& s, std::int64_t n, float* x) {
+    for (std::int64_t j = 0; j < n; j += V::kLanes) decode_at<V>(s, j).store(x + j);
   }
 
   template <class V>

@@ -30,7 +30,8 @@ template <Sign kSign>
 struct Find<Format::fp8, kSign> : std::type_identity<Fp8<kSign>> {};
 }  // namespace formats
 
-// The one place where a format becomes its arithmetic: a type with decode and encode.
+// The one place where a format becomes its arithmetic: a type with decode and encode, for rows, and with decode_at and
+// encode_block, for registers.
 template <Format kFormat, Sign kSign>
 using FormatOf = typename formats::Find<kFormat, kSign>::type;
 

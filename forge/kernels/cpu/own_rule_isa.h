@@ -3,11 +3,22 @@
 // The half of register_optimizer.h that is compiled for an instruction set: it opens the target region, which the macro
 // closes. What is shared is included before (isa.h says why).
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cassert>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "forge/base/error.h"
+#include "forge/base/hash.h"
 #include "forge/kernels/cpu/isa.h"
 #include "forge/kernels/cpu/tile.h"
 #include "forge/kernels/rule_table.h"

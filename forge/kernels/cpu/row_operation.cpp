@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 
 #include "forge/base/integers.h"
 #include "forge/kernels/norm_lanes.h"
@@ -73,6 +74,7 @@ void RowStore::prefetch(std::int64_t row, std::int64_t col, std::int64_t n) cons
 
 const std::uint16_t* BlockNoise::of(std::uint32_t use) {
   if (use != use_) {
+    assert(drawn_ <= kMaxMoments);
     Noise noise = source_.noise;
     noise.use = use_ = use;
     source_.fill(noise, source_.in, row_, col_, n_, bits_[drawn_++]);
@@ -133,15 +135,16 @@ void RowOperation::update(std::int64_t row, std::int64_t col, std::int64_t n, co
     for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].place(row, col, nullptr);
     return run_({x[0], x + 1, g, n, scale_, rule_.constants(), nullptr, kColumnsAhead, tile});
   }
-  for_each_block(
-      n, [&](std::int64_t offset, std::int64_t block) { update_block(row, col + offset, block, g + offset, lanes); });
+  for_each_block(n, [&](std::int64_t offset, std::int64_t block) {
+    update_block(row, col + offset, block, g + offset, lanes, offset == 0 ? tile : nullptr);
+  });
 }
 
-void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g,
-                                double* lanes) const {
+void RowOperation::update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                                const Tile* tile) const {
   std::int64_t stored = run_stored_ ? n / kBlockColumns * kBlockColumns : 0;
   if (stored > 0) update_stored(row, col, stored, g);
-  if (stored < n) update_decoded(row, col + stored, n - stored, g + stored, lanes);
+  if (stored < n) update_decoded(row, col + stored, n - stored, g + stored, lanes, tile);
 }
 
 void RowOperation::update_stored(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const {
@@ -151,8 +154,8 @@ void RowOperation::update_stored(std::int64_t row, std::int64_t col, std::int64_
   run_stored_({segments[0], segments + 1, g, n, scale_, rule_.constants(), kColumnsAhead});
 }
 
-void RowOperation::update_decoded(std::int64_t row, std::int64_t col, std::int64_t n, const float* g,
-                                  double* lanes) const {
+void RowOperation::update_decoded(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                                  const Tile* tile) const {
   const RuleInfo& info = rule_.rule();
   float buffers[1 + kMaxMoments][kRowBlock], numbers_of[kMaxSums][kRowBlock];
   float *x[1 + kMaxMoments], *numbers[kMaxSums];
@@ -161,7 +164,7 @@ void RowOperation::update_decoded(std::int64_t row, std::int64_t col, std::int64
   BlockNoise noise(noise_, row, col, n);
   for (int i = 0; i < n_stores_; ++i) x[i] = stores_[static_cast<std::size_t>(i)].load(row, col, n, buffers[i]);
   for (std::size_t i = 0; i < rounding_.size(); ++i) std::copy_n(x[i], n, before[i]);
-  run_({x[0], x + 1, g, n, scale_, rule_.constants(), numbers, in_place_ ? kColumnsAhead : 0});
+  run_({x[0], x + 1, g, n, scale_, rule_.constants(), numbers, in_place_ ? kColumnsAhead : 0, tile});
   for (int i = 0; i < n_stores_; ++i) {
     if (!in_place_) stores_[static_cast<std::size_t>(i)].prefetch(row, col + n, kColumnsAhead);
     if (info.writes(i)) stores_[static_cast<std::size_t>(i)].store(segment(i, row, col, noise), n, x[i]);

@@ -10,9 +10,9 @@
 
 namespace forge::cpu {
 
-// Columns that are decoded, updated and encoded at a time, on the stack and so in L1: 4 KiB for each matrix that is
-// decoded, 2 KiB for random bits. Measured (Zen 4, 8 tokens), against 256 columns: AdamW takes 0.9 of the time, in bf16
-// as in bf16_stochastic with int8; NAdam, whose numbers are decoded to the stack, 1.0 and 0.9.
+// Columns that are decoded, updated and encoded at a time, on the stack: 4 KiB for each matrix that is decoded and for
+// each sum of a rule, 2 KiB for each use of random bits. Measured (Zen 4, 8 tokens), against 256 columns: AdamW takes
+// 0.9 of the time, in bf16 as in bf16_stochastic with int8; NAdam, whose numbers are decoded to the stack, 1.0 and 0.9.
 constexpr std::int64_t kRowBlock = 1024;
 
 // A stored matrix as a row operation sees it.
@@ -51,12 +51,13 @@ struct NoiseSource {
                std::uint16_t* out);
 };
 
-// The random bits of one block of columns, made when they are first asked for.
+// The random bits of one block of columns.
 class BlockNoise {
  public:
   BlockNoise(const NoiseSource& source, std::int64_t row, std::int64_t col, std::int64_t n)
       : source_(source), row_(row), col_(col), n_(n) {}
-  // Of this use or the one before; uses come in ascending order. Valid as long as this is.
+  // Made anew where this is not the use of the call before, which only happens once for a matrix. Valid as long as
+  // this.
   const std::uint16_t* of(std::uint32_t use);
 
  private:
@@ -79,14 +80,18 @@ class RowOperation {
   // rule, which grow. tile: of a chain, to be run too, where it is not null.
   void update(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
               const Tile* tile) const;
-  bool takes_tiles() const { return direct_ && rule_takes_tiles_; }
+  bool takes_tiles() const { return in_place_ && rule_takes_tiles_; }
   // How many columns it would like to have at a time; 0: any number.
-  std::int64_t columns() const { return direct_ ? 0 : kRowBlock; }
+  std::int64_t columns() const { return in_place_ ? 0 : kRowBlock; }
+  // Whether whole blocks of columns go from memory to memory in one loop.
+  bool is_one_loop() const { return run_stored_ != nullptr; }
 
  private:
-  void update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const;
+  void update_block(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                    const Tile* tile) const;
   void update_stored(std::int64_t row, std::int64_t col, std::int64_t n, const float* g) const;
-  void update_decoded(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes) const;
+  void update_decoded(std::int64_t row, std::int64_t col, std::int64_t n, const float* g, double* lanes,
+                      const Tile* tile) const;
   // A segment of one of the stores, with its random bits.
   Segment segment(int which, std::int64_t row, std::int64_t col, BlockNoise& noise) const;
   void count(std::int64_t row, std::int64_t col, std::int64_t n, const BlockBefore& before,

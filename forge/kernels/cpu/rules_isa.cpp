@@ -1,10 +1,21 @@
 // Rules over vector registers, alone and beside a tile of a chain: numbers in fp32, whatever they are stored as.
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cassert>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "forge/base/error.h"
+#include "forge/base/hash.h"
 #include "forge/kernels/cpu/halves.h"
 #include "forge/kernels/cpu/isa.h"
 

@@ -1,9 +1,21 @@
 // Rules over numbers as they are stored: decoded, updated and encoded in one loop.
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cassert>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "forge/base/error.h"
+#include "forge/base/hash.h"
 #include "forge/base/scalar.h"
 #include "forge/kernels/cpu/halves.h"
 #include "forge/kernels/cpu/isa.h"
@@ -42,11 +54,12 @@ class StoredLoop {
   static constexpr int kVectors = static_cast<int>(kBlockColumns) / Lanes::kLanes;
   static_assert(kBlockColumns % LanePair::kLanes == 0);
   static_assert(PassOf<Rule>::kSums == 0 && PassOf<Rule>::kWritesWeight && PassOf<Rule>::kWritesMoments);
+  static_assert(std::ranges::all_of(Rule::kMoments, [](const Moment& m) { return m.extent == Extent::element; }));
 
   using Step = typename Rule::Step;
   using Weight = FormatOf<kWeight, Sign::any>;
   template <int k>
-  using Moment = FormatOf<kState, Rule::kMoments[k].sign>;
+  using State = FormatOf<kState, Rule::kMoments[k].sign>;
 
   // Calls f.operator()<k>() for each moment.
   template <class F>
@@ -62,7 +75,7 @@ class StoredLoop {
     each_moment([&]<int k>() FORGE_LAMBDA {
       announce<kState>(work.s[k], j + work.ahead);
       for (int i = 0; i < kVectors; ++i)
-        moments[i][k] = Moment<k>::template decode_at<Lanes>(work.s[k], j + i * Lanes::kLanes);
+        moments[i][k] = State<k>::template decode_at<Lanes>(work.s[k], j + i * Lanes::kLanes);
     });
     for (int i = 0; i < kVectors; ++i)
       Rule::update(w[i], Lanes(work.scale) * Lanes::load(work.g + j + i * Lanes::kLanes), moments[i], step);
@@ -70,7 +83,7 @@ class StoredLoop {
     each_moment([&]<int k>() FORGE_LAMBDA {
       Lanes moment[kVectors];
       for (int i = 0; i < kVectors; ++i) moment[i] = moments[i][k];
-      Moment<k>::encode_block(moment, work.s[k], j);
+      State<k>::encode_block(moment, work.s[k], j);
     });
   }
 
@@ -125,7 +138,8 @@ StoredRun find_stored(const RuleInfo& rule, Format weight, Format state) {
   for_each_rule([&]<class Rule>() {
     if (rule.id != fnv1a(Rule::kName)) return;
     for_each_pair([&]<Format kWeight, Format kState>() {
-      if (weight == kWeight && state == kState) found = StoredLoop<Rule, kWeight, kState>::run;
+      if constexpr (!Rule::kMoments.empty() || kState == Format::fp32)
+        if (weight == kWeight && state == kState) found = StoredLoop<Rule, kWeight, kState>::run;
     });
   });
   return found;
