@@ -11,8 +11,8 @@
 namespace forge {
 namespace {
 
-void check_schedule(const at::Tensor& parameter, const Record* record) {
-  check(record == nullptr || !record->in_backward(), "clip_grad_norm_: the parameter of shape ", parameter.sizes(),
+void check_schedule(const char* who, const at::Tensor& parameter, const Record* record) {
+  check(record == nullptr || !record->in_backward(), who, ": the parameter of shape ", parameter.sizes(),
         " is updated in backward, so this backward's update was applied unclipped; use the schedule at_step to clip");
 }
 
@@ -20,11 +20,11 @@ struct Gradients {
   std::vector<WholeGradient> all;
   at::Tensor sum;  // of all squares
 
-  explicit Gradients(const std::vector<at::Tensor>& params) {
+  Gradients(const char* who, const std::vector<at::Tensor>& params) {
     std::vector<std::shared_ptr<Record>> records;
     for (const at::Tensor& p : params) {
-      check(p.defined(), "clip_grad_norm_: a parameter is undefined");
-      check_schedule(p, records.emplace_back(find_record(p)).get());
+      check(p.defined(), who, ": a parameter is undefined");
+      check_schedule(who, p, records.emplace_back(find_record(p)).get());
     }
     for (std::size_t i = 0; i < params.size(); ++i) {
       WholeGradient G(params[i], records[i].get());
@@ -42,14 +42,15 @@ struct Gradients {
 
 }  // namespace
 
-at::Tensor grad_norm(const std::vector<at::Tensor>& params) { return Gradients(params).norm(); }
+at::Tensor grad_norm(const std::vector<at::Tensor>& params) { return Gradients("grad_norm", params).norm(); }
 
 at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& params, double max_norm, bool error_if_nonfinite) {
-  Gradients gradients(params);
+  Gradients gradients("clip_grad_norm_", params);
   at::Tensor norm = gradients.norm();
-  if (error_if_nonfinite)
-    check(std::isfinite(norm.item<double>()), "clip_grad_norm_: the norm of the gradients is ", norm.item<double>(),
-          "; nothing was scaled");
+  if (error_if_nonfinite) {
+    const auto found = norm.item<double>();
+    check(std::isfinite(found), "clip_grad_norm_: the norm of the gradients is ", found, "; nothing was scaled");
+  }
   at::Tensor coefficient = at::full_like(norm, max_norm).div_(norm.add(1e-6)).clamp_max_(1);  // a NaN goes through
   for (WholeGradient& G : gradients.all) G.mul_(coefficient);
   return norm;

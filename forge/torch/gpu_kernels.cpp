@@ -121,6 +121,7 @@ class GpuKernels::PassSums {
   std::optional<Pass> next(const cuda::Operations& operations, const Place& place, const Pass& pass) const {
     auto rule = pass.rule.next({.of_squares = {}, .out = out_, .in = in_});
     if (!rule) return std::nullopt;
+    check(count_ > 0 || !pass.constants.defined(), "update: ", pass.rule.name(), " has its constants from the device");
     if (count_ == 0) return Pass{*rule, {}};
     at::Tensor total = at::empty({count_}, of_rows_.options());
     operations.add_row_sums(total.mutable_data_ptr<double>(), of_rows(0), out_, count_, launch_on(place));

@@ -39,14 +39,15 @@ class Gradient {
   // D of the parameter's shape.
   void add_dense(const at::Tensor& D);
 
-  // Appends factor · other, term by term; nothing is copied.
+  // Appends factor · other, term by term; nothing is copied. Of `other` a scale that is on a device becomes the host's;
+  // one that is not finite multiplies it out.
   void add_(Gradient& other, double factor = 1);
 
   // G ← factor · G, the factor of all terms together kept in fp32: clipping, unscaling, averaging. Terms that arrive
   // later are not affected.
   void mul_(double factor);
-  // A factor of one element. The host does not wait for a device's; what divides it out again does: a term that arrives
-  // later, and adding this gradient to another.
+  // A factor of one element; throws Error where it has another number. The host does not wait for a device's; what
+  // divides it out again does: a term that arrives later, and adding this gradient to another.
   void mul_(const at::Tensor& factor);
   // G ← 0, which is a gradient: the update happens.
   void zero_();

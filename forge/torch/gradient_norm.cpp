@@ -17,7 +17,7 @@ void Gradient::note(const at::Tensor& finite) const {
 
 at::Tensor Gradient::sum_squares(bool exact) const {
   at::Tensor sum = find_sum_squares(exact);
-  note(sum.isfinite());
+  if (sum.is_cpu()) note(sum.isfinite());
   return sum;
 }
 

@@ -154,7 +154,8 @@ using Muon = OptimizerOf<MuonOptions>;
 using Adafactor = OptimizerOf<AdafactorOptions>;
 using AdaLomo = OptimizerOf<AdaLomoOptions>;
 
-// ‖G‖ over all parameters that have a gradient, one number in fp64 on the device of the first of them.
+// ‖G‖ over all parameters that have a gradient, one number in fp64 on the device of the first of them; where none has,
+// 0 on the CPU. Of parameters on several devices the host waits for those that are not on that of the sum.
 at::Tensor grad_norm(const std::vector<at::Tensor>& params);
 
 // grad_norm, by which each gradient's scale is multiplied: min(1, max_norm / (norm + 1e-6)), as

@@ -69,7 +69,7 @@ class AdaLomo(Published):
 
     def _update(self) -> None:
         scale, max_norm = 1 / self._scale, self.param_groups[0]["clip_grad_norm"]
-        factor = torch.tensor(scale, dtype=torch.float64)
+        factor = torch.tensor(scale, dtype=torch.float64, device="cpu")
         if max_norm is not None:
             norm = self._norm_of_gradients() * scale
             factor = (torch.full_like(norm, max_norm) / (norm + 1e-6)).clamp(max=1) * scale

@@ -65,8 +65,8 @@ void sum_squares(double* sum, const Expression& G, std::span<std::byte> workspac
 void add_row_sums(double* sums, const double* row_sums, std::int64_t rows, int count, const Launch& launch);
 
 // constants ← those of the pass behind this one, given its sums over a weight of (out, in): RuleStep::next, for
-// OnDevice::constants of the next update_rows. Throws Error where the pass is not of the list, is the last or has no
-// sums.
+// OnDevice::constants of the next update_rows. Made also where that skips. Throws Error where the pass is not of the
+// list, is the last or has no sums.
 void next_pass(void* constants, const RuleStep& pass, const double* sums, std::int64_t out, std::int64_t in,
                const Launch& launch);
 

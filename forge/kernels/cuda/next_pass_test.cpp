@@ -26,7 +26,7 @@ void expect_next_of_the_host(const RuleStep& pass, const Sums& sums) {
 TEST(NextPass, HasTheConstantsOfTheHost) {
   const Sums sums = {.of_squares = {4.7, 2.9e-3}, .out = 5, .in = 7};
   const Sums large = {.of_squares = {std::numeric_limits<double>::infinity(), 1e300}, .out = 1, .in = 9};
-  int cases = 0, depend_on_sums = 0;
+  int depend_on_sums = 0;
   RuleList::for_each([&]<class Rule>() {
     if constexpr (PassOf<Rule>::kSums > 0)
       for (const RuleCase& rule : rule_cases()) {
@@ -36,11 +36,9 @@ TEST(NextPass, HasTheConstantsOfTheHost) {
         expect_next_of_the_host<Rule>(pass, sums);
         expect_next_of_the_host<Rule>(pass, large);
         depend_on_sums += *pass.next(sums) != *pass.next(large);
-        ++cases;
       }
   });
   EXPECT_GE(depend_on_sums, 7);
-  EXPECT_GE(cases, depend_on_sums);
 }
 
 TEST(NextPass, RefusesAPassThatSumsNothing) {

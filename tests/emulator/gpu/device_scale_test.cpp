@@ -152,7 +152,7 @@ struct Clipped {
   std::int64_t read_backs = 0;
 };
 
-// Two matrices and a vector with two micro-batches' gradients, of which the first is halved on the host; clipped.
+// Two matrices and a vector with two micro-batches' gradients, of which the first is multiplied on the host; clipped.
 template <class Optimizer>
 Clipped clipped(at::Device device, at::ScalarType dtype, const OptimizerOptions& options) {
   std::vector<at::Tensor> parameters;
