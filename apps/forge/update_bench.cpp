@@ -165,12 +165,11 @@ class UpdateBench {
     for (const Stored& m : w.views) views.push_back(few(m));
     SerialExecutor executor;
     std::vector<std::byte> workspace(workspace_bytes(nothing, executor.workers()));
-    std::vector<double> ms;
-    time(ms, [&] {
-      for (std::int64_t i = 0; i < kTimes; ++i)
-        update(few(w.W.view()), views, nothing, next_rule(), {executor, workspace});
-    });
-    return ms[0] * static_cast<double>(options_.out) / static_cast<double>(rows * kTimes * AtExecutor().workers());
+    const auto start = BenchClock::now();
+    for (std::int64_t i = 0; i < kTimes; ++i)
+      update(few(w.W.view()), views, nothing, next_rule(), {executor, workspace});
+    const double ms_of_one = milliseconds_since(start) / static_cast<double>(rows * kTimes);
+    return ms_of_one * static_cast<double>(options_.out) / AtExecutor().workers();
   }
 
   UpdateBenchOptions options_;

@@ -144,14 +144,13 @@ std::optional<Pass> GpuKernels::update(const Place& place, const Stored& W, std:
   c10::DeviceGuard guard(place.device);
   ScopedPurpose purpose(Purpose::workspace);
   const PassSums sums(place, G, rule.rule().sums);
+  const cuda::Launch launch = launch_on(place, {.scale = G.scale_on_device, .constants = pass.constants_on_device()});
   const Dense* D = only_dense(G);
   if (D || !rule.rule().reads_gradient) {
     cuda::WeightInMemory one = {W, S, D ? *D : Dense{}, G.scale, sums.of_rows(0)};
-    operations_.update_rows({&one, 1}, rule,
-                            launch_on(place, {.scale = G.scale_on_device, .constants = pass.constants_on_device()}));
+    operations_.update_rows({&one, 1}, rule, launch);
   } else if (cuda::is_fused(rule.rule(), W, S)) {
-    operations_.update(W, S, G, rule,
-                       launch_on(place, {.scale = G.scale_on_device, .constants = pass.constants_on_device()}));
+    operations_.update(W, S, G, rule, launch);
   } else {
     update_by_slabs(place, W, S, G, pass, sums);
   }
