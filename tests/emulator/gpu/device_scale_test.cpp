@@ -11,24 +11,17 @@
 #include "forge/torch/record.h"
 #include "forge/torch/testing/tensors.h"
 #include "tests/emulator/gpu/device.h"
+#include "tests/emulator/gpu/gradients.h"
 
 namespace forge {
 namespace {
 
+using emulator::fill;
 using emulator::kCpu;
 using emulator::kGpu;
 using testing::parameter;
 using testing::random;
 using testing::same_bits;
-
-// Products, the first of them scaled, and a dense gradient.
-void fill_and_scale(Gradient& G, std::uint64_t seed, at::IntArrayRef sizes) {
-  at::Device device = G.place().device;
-  G.set_policy(Collapse::never, /*exact=*/true);
-  G.add_outer(random({3, sizes[0]}, seed).to(device), random({3, sizes[1]}, seed + 1, at::kBFloat16).to(device));
-  G.mul_(0.3);
-  G.add_dense(random(sizes, seed + 3).to(device));
-}
 
 TEST(Gpu, ANearlyCancellingNormComesFromTheChainUnasked) {
   at::Tensor dY = random({1, 40}, 1), X = random({1, 30}, 2);
@@ -101,7 +94,7 @@ TEST(Gpu, AFactorOfTheDevicesIsOneOfTheGradientAsItStands) {
       std::vector<at::Tensor> found;
       for (at::Device device : {kGpu, kCpu}) {
         Gradient G(sizes, at::kFloat, device);
-        fill_and_scale(G, 4, sizes);
+        fill(G, 4, sizes);
         at::Tensor number = at::full({}, factor).to(device);
         G.mul_(number);
         number.fill_(17);
@@ -130,7 +123,7 @@ TEST(Gpu, AFactorOfTheDevicesHas32BitsForDense16Too) {
 
 TEST(Gpu, OnlyWhatDividesAFactorOutAgainWaits) {
   Gradient G({140, 40}, at::kFloat, kGpu);
-  fill_and_scale(G, 4, {140, 40});
+  fill(G, 4, {140, 40});
   at::Tensor factor = at::full({}, 0.5).to(kGpu), dY = random({3, 140}, 1).to(kGpu), X = random({3, 40}, 2).to(kGpu);
   auto read_backs = [before = emulator::read_backs()] { return emulator::read_backs() - before; };
   G.mul_(factor);

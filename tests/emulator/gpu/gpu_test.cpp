@@ -16,10 +16,12 @@
 #include "forge/torch/testing/tiny_model.h"
 #include "forge/torch/update_tensor.h"
 #include "tests/emulator/gpu/device.h"
+#include "tests/emulator/gpu/gradients.h"
 
 namespace forge {
 namespace {
 
+using emulator::fill;
 using emulator::kCpu;
 using emulator::kGpu;
 using testing::parameter;
@@ -43,17 +45,6 @@ TEST(EmulatedGpuDeathTest, StopsAHostThatLooksAtItsMemory) {
 }
 
 // ---- One weight ---------------------------------------------------------------------------------------------------
-
-// Products, rows and a dense gradient, scaled after the first of them.
-void fill(Gradient& G, std::uint64_t seed, at::IntArrayRef sizes) {
-  auto on_device = [&](const at::Tensor& t) { return t.to(G.place().device); };
-  G.set_policy(Collapse::never, /*exact=*/true);
-  G.add_outer(on_device(random({3, sizes[0]}, seed)), on_device(random({3, sizes[1]}, seed + 1, at::kBFloat16)));
-  G.mul_(0.3);
-  G.add_rows(on_device(at::tensor(std::vector<std::int64_t>{2, sizes[0] - 1, 2}, at::kLong)),
-             on_device(random({3, sizes[1]}, seed + 2)));
-  G.add_dense(on_device(random(sizes, seed + 3)));
-}
 
 struct Updated {
   StoredTensor weight;
