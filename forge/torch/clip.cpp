@@ -6,7 +6,7 @@
 
 #include "forge/base/error.h"
 #include "forge/torch/optimizer.h"
-#include "forge/torch/record.h"
+#include "forge/torch/whole_gradient.h"
 
 namespace forge {
 namespace {

@@ -1,15 +1,15 @@
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/embedding.h>
-#include <ATen/ops/embedding_dense_backward.h>
+#include <ATen/ops/embedding_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
 
-#include "forge/base/error.h"
 #include "forge/torch/capsule.h"
-#include "forge/torch/functional.h"
+#include "forge/torch/dispatch.h"
+#include "forge/torch/held_weight.h"
 #include "forge/torch/record.h"
 
 namespace forge {
@@ -20,62 +20,67 @@ using torch::autograd::AutogradContext;
 struct EmbeddingUse {
   std::weak_ptr<Record> record;
   std::int64_t padding_idx, rows;
+  bool sparse;
 };
 
 struct Embedding : torch::autograd::Function<Embedding> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& index,
-                            std::int64_t padding_idx, const std::shared_ptr<Record>& record) {
+                            const EmbeddingUse& use) {
     ctx->save_for_backward({index});
-    keep_use<EmbeddingUse>(ctx, {record, padding_idx, weight.size(0)});
+    keep_use<EmbeddingUse>(ctx, use);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return at::embedding(weight, index, padding_idx);
+    return at::embedding(weight, index, use.padding_idx, /*scale_grad_by_freq=*/false, use.sparse);
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     at::Tensor dW;
-    if (ctx->needs_input_grad(0)) dW = weight_gradient(ctx, grads[0], ctx->get_saved_variables()[0]);
-    return {dW, at::Tensor(), at::Tensor(), at::Tensor()};
+    if (ctx->needs_input_grad(0))
+      dW = weight_gradient(kept_use<EmbeddingUse>(ctx), grads[0], ctx->get_saved_variables()[0]);
+    return {dW, at::Tensor(), at::Tensor()};
   }
 
-  static at::Tensor weight_gradient(AutogradContext* ctx, const at::Tensor& dY, const at::Tensor& index) {
-    check(!at::GradMode::is_enabled(),
-          "embedding.backward: create_graph through a weight that an optimizer holds is "
-          "not supported; use torch's own embedding for what is differentiated twice");
-    auto use = kept_use<EmbeddingUse>(ctx);
+  static at::Tensor weight_gradient(const EmbeddingUse& use, const at::Tensor& dY, const at::Tensor& index) {
     auto record = use.record.lock();
-    if (!record || record->wants_tensor())
-      return at::embedding_dense_backward(dY, index, use.rows, use.padding_idx, false);
-    record->record_rows(index.detach().reshape({index.numel()}), dY.detach().reshape({index.numel(), dY.size(-1)}),
-                        use.padding_idx);
-    return {};
+    if (record && at::GradMode::is_enabled()) {
+      record->expect_ordinary("differentiated twice (create_graph=True)");
+      record = nullptr;
+    }
+    auto rows = [&](const at::Tensor& t) { return t.detach().reshape({index.numel(), t.size(-1)}); };
+    auto flat = [&] { return index.detach().reshape({index.numel()}).to(at::kLong); };
+    if (record && record->record_rows(flat(), rows(dY), use.padding_idx)) return {};
+    return at::embedding_backward(dY, index, use.rows, use.padding_idx, /*scale_grad_by_freq=*/false, use.sparse);
   }
 };
 
-void check_index(const at::Tensor& index, const at::Tensor& weight) {
-  check(weight.defined() && weight.dim() == 2, "embedding: the weight is ",
-        weight.defined() ? weight.sizes() : at::IntArrayRef(), ", expected (n, d)");
-  check(index.defined() && index.scalar_type() == at::kLong, "embedding: the index must be an int64 or int32 tensor");
-  check(index.device() == weight.device(), "embedding: the index is on ", index.device().str(), " and the weight on ",
-        weight.device().str());
-  // On another device torch's kernel looks, and the host need not wait for it.
-  if (index.numel() == 0 || !index.is_cpu()) return;
-  auto [least, most] = at::aminmax(index);
-  std::int64_t low = least.item<std::int64_t>(), high = most.item<std::int64_t>();
-  check(low >= 0 && high < weight.size(0), "embedding: index ", low < 0 ? low : high, " is outside the weight's ",
-        weight.size(0), " rows");
+// torch's own autograd kernel. It is registered for every device under one alias, which a kernel of one device stands
+// before; under AutogradOther, which no device has, it is still found.
+at::Tensor embedding_of_torch(c10::DispatchKeySet keys, const at::Tensor& weight, const at::Tensor& index,
+                              c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse) {
+  constexpr c10::DispatchKeySet kAlias(c10::DispatchKey::AutogradOther);
+  return at::_ops::embedding::redispatch(kAlias | (keys & c10::after_autograd_keyset), weight, index,
+                                         std::move(padding_idx), scale_grad_by_freq, sparse);
+}
+
+bool is_index(const at::Tensor& t) {
+  return t.layout() == at::kStrided && !t.key_set().has(c10::DispatchKey::Python) &&
+         (t.scalar_type() == at::kLong || t.scalar_type() == at::kInt);
+}
+
+at::Tensor embedding_of_held(c10::DispatchKeySet keys, const at::Tensor& weight, const at::Tensor& index,
+                             c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse) {
+  auto record = weight.is_leaf() ? record_for_use(weight) : nullptr;
+  if (record && scale_grad_by_freq) {
+    record->expect_ordinary("an embedding with scale_grad_by_freq");
+    record = nullptr;
+  }
+  auto padding = padding_idx.maybe_as_int();
+  if (!record || !padding || !is_index(index) || index.device() != weight.device())
+    return embedding_of_torch(keys, weight, index, std::move(padding_idx), scale_grad_by_freq, sparse);
+  return Embedding::apply(weight, index, EmbeddingUse{record, *padding, weight.size(0), sparse});
 }
 
 }  // namespace
 
-at::Tensor embedding(const at::Tensor& given, const at::Tensor& weight, std::int64_t padding_idx) {
-  at::Tensor index = given.defined() && given.scalar_type() == at::kInt ? given.to(at::kLong) : given;
-  check_index(index, weight);
-  check(padding_idx < weight.size(0), "embedding: padding_idx ", padding_idx, " is outside the weight's ",
-        weight.size(0), " rows");
-  std::int64_t padding = padding_idx >= 0 ? padding_idx : -1;
-  auto record = record_for_use(weight);
-  if (!record) return at::embedding(weight, index, padding);
-  return Embedding::apply(weight, index, padding, record);
-}
+void put_before_embedding(torch::Library& m) { m.impl("embedding", &embedding_of_held); }
 
 }  // namespace forge

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/function.h>
 
 #include "forge/torch/functional.h"
 #include "forge/torch/optimizer.h"
@@ -10,20 +11,38 @@ namespace {
 using testing::parameter;
 using testing::random;
 using testing::same_bits;
-using testing::throws;
 using testing::within;
 
-TEST(Embedding, RefusesWhatDoesNotFit) {
-  at::Tensor W = at::zeros({5, 3});
-  EXPECT_THAT(
-      [&] {
-        forge::embedding(at::tensor({1, 5}, at::kLong), W);
-      },
-      throws("index 5 is outside the weight's 5 rows"));
-  EXPECT_THAT([&] { forge::embedding(at::tensor({-1, 4}, at::kLong), W); }, throws("index -1"));
-  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kShort), W); }, throws("int64"));
-  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kLong), at::zeros({5})); }, throws("the weight is [5]"));
-  EXPECT_THAT([&] { forge::embedding(at::tensor({1}, at::kLong), W, 5); }, throws("padding_idx 5"));
+TEST(Embedding, LeavesWhatDoesNotFitToTorch) {
+  at::Tensor W = parameter(at::zeros({5, 3}));
+  SGD opt({W});
+  auto torchs = ::testing::Throws<c10::Error>();
+  EXPECT_THAT([&] { at::embedding(W, at::tensor({1, 5}, at::kLong)); }, torchs);
+  EXPECT_THAT([&] { at::embedding(W, at::tensor({-1, 4}, at::kLong)); }, torchs);
+  EXPECT_THAT([&] { at::embedding(W, at::tensor({1.f})); }, torchs);
+}
+
+TEST(Embedding, IsTorchsOwnWhereNoOptimizerHoldsTheWeight) {
+  at::Tensor W = parameter(random({5, 8}, 1));
+  EXPECT_EQ(at::embedding(W, at::tensor({1, 4}, at::kLong)).grad_fn()->name(), "EmbeddingBackward0");
+}
+
+TEST(Embedding, RecordsWhateverItsIndexIsOfAndHoweverItsGradientWouldBeStored) {
+  for (bool sparse : {false, true})
+    for (at::ScalarType type : {at::kLong, at::kInt}) {
+      at::Tensor W = parameter(random({5, 8}, 1));
+      SGD opt({W}, {}, {.collapse = Collapse::never});
+      at::embedding(W, at::tensor({4, 0, 4}, type), -1, false, sparse).sum().backward();
+      EXPECT_TRUE(forge::gradient(W).materialize().sum(1).equal(at::tensor({8.f, 0.f, 0.f, 0.f, 16.f})));
+    }
+}
+
+TEST(Embedding, IsOrdinaryWhereFrequenciesScaleItsGradient) {
+  at::Tensor W = parameter(random({5, 8}, 1));
+  SGD opt({W});
+  at::embedding(W, at::tensor({4, 0, 4}, at::kLong), -1, /*scale_grad_by_freq=*/true, false).sum().backward();
+  EXPECT_TRUE(W.grad().sum(1).equal(at::tensor({8.f, 0.f, 0.f, 0.f, 8.f})));
+  EXPECT_EQ(opt.ordinary_gradients().at(0).reason, "an embedding with scale_grad_by_freq");
 }
 
 TEST(Embedding, RecordsRowsThatEqualAutogradsGradient) {

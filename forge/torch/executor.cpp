@@ -22,6 +22,8 @@ thread_local at::Tensor workspace;
 
 void release_workspace() { workspace = at::Tensor(); }
 
+void reserve_workspace(const Expression& G) { torch_context(G); }
+
 Context torch_context(const Expression& G) {
   static AtExecutor executor;
   auto bytes = static_cast<std::int64_t>(workspace_bytes(G, executor.workers()));

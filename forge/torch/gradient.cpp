@@ -25,17 +25,20 @@ Gradient::Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger)
 }
 
 Gradient::Gradient(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device, std::shared_ptr<Ledger> ledger)
-    : sizes_(sizes.vec()), dtype_(dtype), device_(device), shape_(matrix_shape(sizes)), ledger_(std::move(ledger)) {
-  if (ledger_) ledger_->alive.push_back(this);
-}
+    : sizes_(sizes.vec()),
+      dtype_(dtype),
+      device_(device),
+      shape_(matrix_shape(sizes)),
+      ledger_(ledger ? std::move(ledger) : std::make_shared<Ledger>()) {}
 
+// Without the lock, for which a thread that has the interpreter's must not wait: nobody else refers to this.
 Gradient::~Gradient() {
-  note_dropped();
+  ledger_->note_dropped(this);
   drop_terms();
-  if (ledger_) std::erase(ledger_->alive, this);
 }
 
 void Gradient::set_policy(Collapse policy, bool exact) {
+  Lock held = lock();
   policy_ = policy;
   exact_ = exact;
 }
@@ -54,6 +57,7 @@ void Gradient::check_matrix(const char* what, const at::Tensor& t, std::int64_t 
 }
 
 void Gradient::add_outer(const at::Tensor& dY, const at::Tensor& X) {
+  Lock held = lock();
   check(sizes_.size() == 2, "Gradient: the parameter is ", at::IntArrayRef(sizes_), "; only a matrix takes dYᵀX");
   check_matrix("dY", dY, shape_.out);
   check_matrix("X", X, shape_.in);
@@ -64,6 +68,7 @@ void Gradient::add_outer(const at::Tensor& dY, const at::Tensor& X) {
 }
 
 void Gradient::add_rows(const at::Tensor& index, const at::Tensor& values) {
+  Lock held = lock();
   check(sizes_.size() == 2, "Gradient: the parameter is ", at::IntArrayRef(sizes_), "; only a matrix takes rows");
   check_matrix("values", values, shape_.in);
   check(index.defined() && index.scalar_type() == at::kLong && index.dim() == 1 && index.size(0) == values.size(0),
@@ -76,6 +81,7 @@ void Gradient::add_rows(const at::Tensor& index, const at::Tensor& values) {
 }
 
 void Gradient::add_dense(const at::Tensor& D) {
+  Lock held = lock();
   check_operand("Gradient", "D", D);
   check_on_device("D", D);
   check(D.sizes() == sizes_, "Gradient: D is ", D.sizes(), ", expected ", at::IntArrayRef(sizes_));
@@ -84,6 +90,7 @@ void Gradient::add_dense(const at::Tensor& D) {
 }
 
 void Gradient::add_(Gradient& other, double factor) {
+  std::scoped_lock both(ledger_->gradients_in_use, other.ledger_->gradients_in_use);
   check(other.sizes_ == sizes_, "Gradient: a gradient of shape ", at::IntArrayRef(other.sizes_),
         " is added to one of shape ", at::IntArrayRef(sizes_));
   other.check_unchanged();
@@ -109,21 +116,25 @@ void Gradient::add_(Gradient& other, double factor) {
 }
 
 void Gradient::zero_() {
+  Lock held = lock();
   clear();
   std::array no_token{at::empty({0, shape_.out}, options(at::kFloat)), at::empty({0, shape_.in}, options(at::kFloat))};
   append(Outer{as_matrix(no_token[0], {0, shape_.out}), as_matrix(no_token[1], {0, shape_.in})}, no_token);
 }
 
 void Gradient::clear() {
-  note_dropped();
+  Lock held = lock();
+  ledger_->note_dropped(this);
   drop_terms();
   scale_ = {};
   spent_ = false;
 }
 
 std::shared_ptr<Gradient> Gradient::clone() {
+  Lock held = lock();
   check_not_spent();
   auto copy = std::make_shared<Gradient>(sizes_, dtype_, device_, ledger_);
+  ledger_->enter(copy);
   copy->set_policy(policy_ == Collapse::always ? Collapse::never : policy_, exact_);
   copy->add_(*this);
   return copy;
@@ -161,7 +172,6 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
 void Gradient::hold(const at::Tensor& t, bool dense) {
   kept_.push_back({t, version_of(t), dense});
   held_.hold(t);
-  if (!ledger_) return;
   if (dense)
     ledger_->add_dense(sizes_.size() == 2, static_cast<std::int64_t>(t.nbytes()));
   else
@@ -171,7 +181,6 @@ void Gradient::hold(const at::Tensor& t, bool dense) {
 void Gradient::drop_terms() {
   for (const Kept& kept : kept_) {
     held_.release(kept.tensor);
-    if (!ledger_) continue;
     if (kept.dense)
       ledger_->add_dense(sizes_.size() == 2, -static_cast<std::int64_t>(kept.tensor.nbytes()));
     else
@@ -184,12 +193,6 @@ void Gradient::drop_terms() {
   exposed_ = false;
 }
 
-void Gradient::note_dropped() {
-  if (!ledger_ || ledger_->not_finite != this) return;
-  ledger_->not_finite = nullptr;
-  ++ledger_->skipped_steps;
-}
-
 // ---- Multiplied out -----------------------------------------------------------------------------------------------
 
 at::Tensor Gradient::new_dense(at::ScalarType dtype) const {
@@ -198,6 +201,7 @@ at::Tensor Gradient::new_dense(at::ScalarType dtype) const {
 }
 
 at::Tensor Gradient::materialize(at::ScalarType dtype) const {
+  Lock held = lock();
   at::Tensor D = new_dense(dtype);
   check_stored("Gradient", "the result", D);
   kernels_of(device_.type()).materialize(place(), as_matrix(D, shape_), expression());
@@ -210,6 +214,7 @@ void Gradient::multiply_out(const at::Tensor& D, const Scale& scale) const {
 }
 
 void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {
+  Lock held = lock();
   bool done = dense_.defined() && terms_.size() == 1 && dense_.scalar_type() == dtype;
   if (terms_.empty() || done || exposed_) return;
   // A chain of D's own dtype goes on where it stands; the scale stays outside, so that no bit of fp32 changes.
@@ -218,7 +223,8 @@ void Gradient::collapse(at::ScalarType dtype, const std::string& reason) {
   replace_by(D, reason);
 }
 
-const at::Tensor& Gradient::expose(const std::string& reason) {
+at::Tensor Gradient::expose(const std::string& reason) {
+  Lock held = lock();
   check_not_spent();
   check(!terms_.empty(), "Gradient: there is no gradient to multiply out");
   if (exposed_) return dense_;
@@ -237,17 +243,52 @@ void Gradient::replace_by(at::Tensor D, const std::string& reason) {
   terms_.push_back(Dense{as_matrix(D, shape_)});
   dense_ = std::move(D);
   ++collapses_;
-  if (ledger_) ++ledger_->collapses[reason];
+  ++ledger_->collapses[reason];
 }
 
 void Gradient::spend() {
+  Lock held = lock();
   clear();
   spent_ = true;
 }
 
 // ---- Questions ----------------------------------------------------------------------------------------------------
 
-std::int64_t Gradient::held_bytes() const { return held_.bytes().now(); }
+bool Gradient::empty() const { return size() == 0; }
+
+std::size_t Gradient::size() const {
+  Lock held = lock();
+  return terms_.size();
+}
+
+Scale Gradient::scale() const {
+  Lock held = lock();
+  return scale_;
+}
+
+bool Gradient::exposed() const {
+  Lock held = lock();
+  return exposed_;
+}
+
+bool Gradient::spent() const {
+  Lock held = lock();
+  return spent_;
+}
+
+std::int64_t Gradient::collapses() const {
+  Lock held = lock();
+  return collapses_;
+}
+
+bool Gradient::is_of(const at::Tensor& parameter) const {
+  return parameter.sizes() == sizes_ && parameter.device() == device_;
+}
+
+std::int64_t Gradient::held_bytes() const {
+  Lock held = lock();
+  return held_.bytes().now();
+}
 
 std::int64_t Gradient::dense_bytes() const {
   return shape_.out * shape_.in * static_cast<std::int64_t>(c10::elementSize(dtype_));
@@ -269,6 +310,7 @@ void Gradient::check_not_spent() const {
 }
 
 Expression Gradient::expression() const {
+  Lock held = lock();
   check_not_spent();
   check_unchanged();
   return scale_.of({shape_.out, shape_.in, terms_});

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -21,15 +22,21 @@ namespace forge {
 // The gradient of one parameter as a value that is not multiplied out (gradient/terms.h), on tensors. A matrix
 // parameter W (out, in) collects Outer, Rows and Dense terms; any other shape is seen as one row and collects Dense
 // terms. All are on one device. Tensors are kept by reference; who changes one in place before it is consumed gets an
-// Error.
+// Error. Several threads may call it: each call is one action. Who reads what a call returned by reference (terms,
+// expression) holds lock() meanwhile.
 class Gradient {
  public:
-  // The ledger, where given, is kept informed of the bytes held.
+  // The ledger is kept informed of the bytes held; without one it has its own. What asks for the norms of all gradients
+  // with one ledger finds those that were entered there.
   explicit Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger = nullptr);
   Gradient(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device, std::shared_ptr<Ledger> ledger = nullptr);
   ~Gradient();
   Gradient(const Gradient&) = delete;
   Gradient& operator=(const Gradient&) = delete;
+
+  // Nobody else reads or changes a gradient with this ledger until the lock goes.
+  using Lock = std::unique_lock<std::recursive_mutex>;
+  Lock lock() const { return Lock(ledger_->gradients_in_use); }
 
   // s · dYᵀX. dY (T, out), X (T, in), fp32, bf16 or fp16, as values and D may be. What would pin a larger buffer or
   // has scattered rows is copied.
@@ -57,10 +64,12 @@ class Gradient {
   std::shared_ptr<Gradient> clone();
 
   // True where there is no term: torch's `grad is None`, not a zero gradient.
-  bool empty() const { return terms_.empty(); }
-  std::size_t size() const { return terms_.size(); }
-  const Scale& scale() const { return scale_; }
+  bool empty() const;
+  std::size_t size() const;
+  Scale scale() const;
   std::span<const Term> terms() const { return terms_; }
+  // True where it is of a parameter of this shape on this device, as it was made for.
+  bool is_of(const at::Tensor& parameter) const;
 
   // ‖G‖², one number in fp64 on the gradient's device, for which the host does not wait.
   // exact: by the chain. Otherwise by Gram matrices, Σ (dY dYᵀ)∘(X Xᵀ), where that is cheaper and not
@@ -77,18 +86,18 @@ class Gradient {
   void collapse(at::ScalarType dtype = at::kFloat, const std::string& reason = "asked for");
   // Multiplies G out in the parameter's dtype and hands out the tensor itself: who writes to it, or to a view of it,
   // changes the gradient. From then on a term or a factor that arrives is worked into it at once, so that views see it.
-  const at::Tensor& expose(const std::string& reason = "asked for");
-  bool exposed() const { return exposed_; }
+  at::Tensor expose(const std::string& reason = "asked for");
+  bool exposed() const;
   // The gradient has been applied and is gone: whatever asks for it is told so. clear() ends that.
   void spend();
-  bool spent() const { return spent_; }
+  bool spent() const;
 
   // Bytes of the storages that the terms keep alive, each counted once.
   std::int64_t held_bytes() const;
   // Bytes of a dense gradient in the parameter's dtype.
   std::int64_t dense_bytes() const;
   // How many times terms were replaced by a Dense term since construction.
-  std::int64_t collapses() const { return collapses_; }
+  std::int64_t collapses() const;
 
   void set_policy(Collapse policy, bool exact);
   bool exact() const { return exact_; }
@@ -120,7 +129,6 @@ class Gradient {
   void check_not_spent() const;
   at::Tensor find_sum_squares(bool exact) const;
   void note(const at::Tensor& finite) const;
-  void note_dropped();
   bool awaits_gram_sum() const;
   void find_gram_sums() const;
 

@@ -3,19 +3,21 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
+#include <vector>
 
 #include "forge/torch/gradient.h"
 #include "forge/torch/gram.h"
 
 namespace forge {
 
-// Of the host's, for it does not wait for a device to count. A step() forgets it, a gradient that is dropped first was
-// skipped.
+// CPU only: to read a flag of a GPU would stall.
 void Gradient::note(const at::Tensor& finite) const {
-  if (ledger_ && !ledger_->not_finite && finite.is_cpu() && !finite.item<bool>()) ledger_->not_finite = this;
+  if (finite.is_cpu() && !finite.item<bool>()) ledger_->note_not_finite(this);
 }
 
 at::Tensor Gradient::sum_squares(bool exact) const {
+  Lock held = lock();
   at::Tensor sum = find_sum_squares(exact);
   if (sum.is_cpu()) note(sum.isfinite());
   return sum;
@@ -38,15 +40,13 @@ bool Gradient::awaits_gram_sum() const {
 }
 
 void Gradient::find_gram_sums() const {
-  GramCache own;
-  GramCache& cache = ledger_ ? ledger_->gram : own;
-  std::vector<const Gradient*> all{this};
-  if (ledger_ && cache.RRt.defined()) {  // a norm has been asked for, and no gradient has changed since
-    all = ledger_->alive;
-    std::erase_if(all, [&](const Gradient* other) {
-      return other != this && (other->device_ != device_ || !other->awaits_gram_sum());
-    });
-  }
+  GramCache& cache = ledger_->gram();
+  std::vector<std::shared_ptr<Gradient>> others;
+  std::vector<const Gradient*> all;
+  if (cache.RRt.defined()) others = ledger_->alive();  // a norm has been asked for, and no gradient has changed since
+  for (const auto& other : others)
+    if (other.get() == this || (other->device_ == device_ && other->awaits_gram_sum())) all.push_back(other.get());
+  if (std::ranges::find(all, this) == all.end()) all = {this};
   std::vector<Expression> gradients;
   for (const Gradient* G : all) gradients.push_back({G->shape_.out, G->shape_.in, G->terms_});
   auto sums = gram_sums_of_squares(gradients, cache, device_);
@@ -54,6 +54,7 @@ void Gradient::find_gram_sums() const {
 }
 
 at::Tensor Gradient::finite() const {
+  Lock held = lock();
   Expression G = expression();
   // Reading the factors once mostly tells; half of the range is left to the chain's rounding.
   std::optional<Known> known;

@@ -10,6 +10,7 @@
 namespace forge {
 
 void Gradient::mul_(double factor) {
+  Lock held = lock();
   check_not_spent();
   if (!exposed_) {
     Scale scale = scale_;
@@ -31,6 +32,7 @@ void Gradient::mul_(double factor) {
 void Gradient::mul_(const at::Tensor& factor) {
   check(factor.defined() && factor.numel() == 1, "Gradient: a factor has ", factor.defined() ? factor.numel() : 0,
         " elements, expected one");
+  Lock held = lock();
   if (factor.is_cpu() || device_.is_cpu()) return mul_(factor.item<double>());
   check_not_spent();
   c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);

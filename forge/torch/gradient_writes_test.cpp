@@ -147,13 +147,13 @@ TEST(GradientWrites, TheLedgerKnowsThePeakOfAllTogether) {
     Gradient G(weight(), ledger);
     G.set_policy(Collapse::never, false);
     G.add_outer(random({2, 6}, 1), random({2, 4}, 2));
-    EXPECT_EQ(ledger->gradients.now(), 80);
+    EXPECT_EQ(ledger->figures().gradients.now(), 80);
     G.expose("a test");
-    EXPECT_EQ(ledger->gradients.now(), 96);
+    EXPECT_EQ(ledger->figures().gradients.now(), 96);
     EXPECT_EQ(ledger->collapses["a test"], 1);
   }
-  EXPECT_EQ(ledger->gradients.now(), 0);
-  EXPECT_EQ(ledger->gradients.peak(), 96);
+  EXPECT_EQ(ledger->figures().gradients.now(), 0);
+  EXPECT_EQ(ledger->figures().gradients.peak(), 96);
 }
 
 }  // namespace

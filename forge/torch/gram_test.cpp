@@ -27,6 +27,13 @@ bool gram_holds(const Gradient& G) {
   return known && known->holds.item<float>() != 0;
 }
 
+// One that a norm over all gradients with this ledger finds.
+std::shared_ptr<Gradient> entered(const at::Tensor& parameter, const std::shared_ptr<Ledger>& ledger) {
+  auto G = std::make_shared<Gradient>(parameter, ledger);
+  ledger->enter(G);
+  return G;
+}
+
 TEST(Gradient, GramAndChainGiveTheSameNorm) {
   for (auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     auto ledger = std::make_shared<Ledger>();
@@ -36,7 +43,7 @@ TEST(Gradient, GramAndChainGiveTheSameNorm) {
     G.mul_(0.37);
     G.add_outer(random({3, 40}, 3, dtype), random({3, 30}, 4, dtype));
     double gram = sum_squares(G, false), chain = sum_squares(G, true);
-    ASSERT_TRUE(ledger->gram.RRt.defined()) << "Gram was not used";
+    ASSERT_TRUE(ledger->gram().RRt.defined()) << "Gram was not used";
     EXPECT_NEAR(gram / chain, 1, 1e-5);
     EXPECT_NE(gram, chain) << "the two paths are one";
   }
@@ -53,7 +60,7 @@ TEST(Gradient, GramKnowsRowsAndBothTogether) {
     if (with_outer) G.add_outer(random({5, 40}, 2), random({5, 30}, 3));
     G.add_rows(index.slice(0, 1).contiguous(), random({3, 30}, 4));
     double gram = sum_squares(G, false);
-    ASSERT_TRUE(ledger->gram.RRt.defined()) << "Gram was not used";
+    ASSERT_TRUE(ledger->gram().RRt.defined()) << "Gram was not used";
     EXPECT_NEAR(gram / sum_squares(G, true), 1, 1e-5);
   }
 }
@@ -64,13 +71,12 @@ TEST(Gradient, WeightsWithOneXShareItsGramMatrix) {
   Gradient q(zero_weight(40, 30), ledger), k(zero_weight(40, 30), ledger);
   q.add_outer(random({5, 40}, 2), X);
   k.add_outer(random({5, 40}, 3), X);
-  const at::Tensor& XXt = ledger->gram.RRt;
   sum_squares(q, false);
-  const void* of_q = XXt.data_ptr();
+  const void* of_q = ledger->gram().RRt.data_ptr();
   EXPECT_NEAR(sum_squares(k, false) / sum_squares(k, true), 1, 1e-5);
-  EXPECT_EQ(XXt.data_ptr(), of_q);
+  EXPECT_EQ(ledger->gram().RRt.data_ptr(), of_q);
   q.clear();
-  EXPECT_FALSE(XXt.defined()) << "X may be gone, and another tensor lie where it lay";
+  EXPECT_FALSE(ledger->gram().RRt.defined()) << "X may be gone, and another tensor lie where it lay";
 }
 
 TEST(Gradient, TheSecondNormInARowFindsThemAllWithTheSameBits) {
@@ -78,21 +84,21 @@ TEST(Gradient, TheSecondNormInARowFindsThemAllWithTheSameBits) {
     int before = at::get_num_threads();
     at::set_num_threads(threads);
     auto ledger = std::make_shared<Ledger>();
-    std::vector<std::unique_ptr<Gradient>> together;
+    std::vector<std::shared_ptr<Gradient>> together;
     std::vector<double> alone;
     for (unsigned i = 0; i < 4; ++i) {
       std::int64_t T = 4 + 40 * i;
       at::Tensor dY = random({T, 400}, 2 * i), X = random({T, 500}, 2 * i + 1);
-      together.push_back(std::make_unique<Gradient>(zero_weight(400, 500), ledger));
+      together.push_back(entered(zero_weight(400, 500), ledger));
       together.back()->add_outer(dY, X);
       Gradient one(zero_weight(400, 500));
       one.add_outer(dY, X);
       alone.push_back(sum_squares(one, false));
     }
     EXPECT_EQ(sum_squares(*together[2], false), alone[2]);
-    EXPECT_EQ(ledger->gram.RRt.size(0), 84) << "of the one that was asked";
+    EXPECT_EQ(ledger->gram().RRt.size(0), 84) << "of the one that was asked";
     EXPECT_EQ(sum_squares(*together[0], false), alone[0]);
-    EXPECT_EQ(ledger->gram.RRt.size(0), 124) << "of the last of all";
+    EXPECT_EQ(ledger->gram().RRt.size(0), 124) << "of the last of all";
     together[1]->mul_(0.5);
     EXPECT_EQ(sum_squares(*together[1], false), alone[1] / 4);
     EXPECT_EQ(sum_squares(*together[3], false), alone[3]);
@@ -104,18 +110,19 @@ TEST(Gradient, TheSecondNormInARowFindsThemAllWithTheSameBits) {
 
 TEST(Gradient, ANormDoesNotAskAnotherGradientThatMayNotBeAsked) {
   auto ledger = std::make_shared<Ledger>();
-  Gradient a(zero_weight(40, 30), ledger), b(zero_weight(40, 30), ledger), changed(zero_weight(40, 30), ledger);
-  Gradient spent(zero_weight(40, 30), ledger), empty(zero_weight(40, 30), ledger);
+  auto a = entered(zero_weight(40, 30), ledger), b = entered(zero_weight(40, 30), ledger);
+  auto changed = entered(zero_weight(40, 30), ledger), spent = entered(zero_weight(40, 30), ledger);
+  auto empty = entered(zero_weight(40, 30), ledger);
   at::Tensor dY = random({5, 40}, 2);
-  a.add_outer(random({5, 40}, 1), random({5, 30}, 3));
-  b.add_outer(random({5, 40}, 4), random({5, 30}, 5));
-  changed.add_outer(dY, random({5, 30}, 6));
-  spent.spend();
+  a->add_outer(random({5, 40}, 1), random({5, 30}, 3));
+  b->add_outer(random({5, 40}, 4), random({5, 30}, 5));
+  changed->add_outer(dY, random({5, 30}, 6));
+  spent->spend();
   dY.add_(1);
-  sum_squares(a, false);
-  EXPECT_NEAR(sum_squares(b, false) / sum_squares(b, true), 1, 1e-5);
-  EXPECT_THAT([&] { sum_squares(changed, false); }, throws("clone it"));
-  EXPECT_EQ(sum_squares(empty, false), 0);
+  sum_squares(*a, false);
+  EXPECT_NEAR(sum_squares(*b, false) / sum_squares(*b, true), 1, 1e-5);
+  EXPECT_THAT([&] { sum_squares(*changed, false); }, throws("clone it"));
+  EXPECT_EQ(sum_squares(*empty, false), 0);
 }
 
 TEST(Gradient, ANearlyCancellingNormComesFromTheChain) {

@@ -1,16 +1,20 @@
-#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/linear_native.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/matmul_native.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
 
-#include "forge/base/error.h"
 #include "forge/torch/capsule.h"
-#include "forge/torch/functional.h"
+#include "forge/torch/dispatch.h"
+#include "forge/torch/held_weight.h"
 #include "forge/torch/record.h"
+#include "forge/torch/saved_input.h"
 
 namespace forge {
 namespace {
@@ -20,7 +24,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 struct LinearUse {
   std::weak_ptr<Record> record;
-  bool users_own_x, has_bias, transposed;
+  SavedInput x;
+  bool has_bias, transposed;
 };
 
 at::Tensor as_tokens(const at::Tensor& t) {
@@ -33,98 +38,104 @@ at::Tensor as_tokens(const at::Tensor& t) {
 // t.detach(), which shares the version counter too, past the dispatcher.
 at::Tensor without_history(const at::Tensor& t) { return at::Tensor(t.tensor_data()); }
 
-// y = x Wᵀ + b, or with `transposed` y = x W + b for a weight of (in, out).
+// dYᵀX, both (T, …): recorded, and then undefined; a tensor where somebody asks for one.
+at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& X, bool X_may_change) {
+  auto record = use.record.lock();
+  if (record && at::GradMode::is_enabled()) {
+    record->expect_ordinary("differentiated twice (create_graph=True)");
+    record = nullptr;
+  }
+  Record::Factor left{without_history(dY)}, right{without_history(X), X_may_change};
+  if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
+  if (record && record->record_outer(left, right)) return {};
+  return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
+}
+
+// y = x Wᵀ + b. The second input is the parameter behind W, so that the node's edge leads there.
 struct Linear : torch::autograd::Function<Linear> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const OptionalTensor& bias, const std::shared_ptr<Record>& record, bool transposed) {
-    // The weight is for dX only: where that is not wanted, it may change before backward.
-    ctx->save_for_backward({x, x.requires_grad() ? weight : at::Tensor()});
-    keep_use<LinearUse>(ctx, {record, x.is_leaf(), bias.has_value(), transposed});
-    // Autocast has its say in apply() below; its cache must not see a cast made without grad mode.
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor&, const OptionalTensor& bias,
+                            const HeldWeight& held) {
+    // W is for dX only: where that is not wanted, it may change before backward.
+    ctx->save_for_backward({x, x.requires_grad() ? held.used : at::Tensor()});
+    keep_use<LinearUse>(ctx, {held.record, SavedInput(x), bias.has_value(), held.transposed});
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto cast = [&](const at::Tensor& t) { return t.to(x.scalar_type()); };
-    at::Tensor W = cast(weight);
-    return at::linear(x, transposed ? W.t() : W, bias ? OptionalTensor(cast(*bias)) : OptionalTensor());
+    return at::linear(x, held.used, bias);
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &weight = saved[1];
+    const at::Tensor &x = saved[0], &W = saved[1];
     auto use = kept_use<LinearUse>(ctx);
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
-    if (ctx->needs_input_grad(0)) dX = input_gradient(use, dY, weight, x.sizes());
-    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, dY, x);
+    if (ctx->needs_input_grad(0)) dX = input_gradient(dY, W, x.sizes());
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, dY, as_tokens(x), use.x.may_change(x));
     // The edges are those of tensor inputs: a bias that is there is the third.
     if (use.has_bias && ctx->needs_input_grad(2)) db = dY.sum(0);
-    return {dX, dW, db, at::Tensor(), at::Tensor()};
+    return {dX, dW, db, at::Tensor()};
   }
 
-  static at::Tensor input_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& weight,
-                                   at::IntArrayRef sizes) {
-    at::Tensor W = weight.to(dY.scalar_type());
-    at::Tensor dX = dY.mm(use.transposed ? W.t() : W);
+  static at::Tensor input_gradient(const at::Tensor& dY, const at::Tensor& W, at::IntArrayRef sizes) {
+    at::Tensor dX = dY.mm(W);
     return sizes.size() == 2 ? dX : dX.view(sizes);
-  }
-
-  // Recorded, and then undefined; a tensor where somebody asks for one.
-  static at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& x) {
-    check(!at::GradMode::is_enabled(),
-          "linear.backward: create_graph through a weight that an optimizer holds is not "
-          "supported; use torch's own linear for what is differentiated twice");
-    at::Tensor X = as_tokens(x);
-    auto record = use.record.lock();
-    if (!record || record->wants_tensor()) return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
-    Record::Factor left{without_history(dY)}, right{without_history(X), use.users_own_x};
-    if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
-    record->record_outer(left, right);
-    return {};
   }
 };
 
-void check_shapes(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool transposed) {
-  check(x.defined() && weight.defined(), "linear: x or the weight is undefined");
-  check(weight.dim() == 2, "linear: the weight is ", weight.sizes(), ", expected ",
-        transposed ? "(in, out)" : "(out, in)");
-  std::int64_t in = weight.size(transposed ? 0 : 1), out = weight.size(transposed ? 1 : 0);
-  check(x.dim() >= 1 && x.size(-1) == in, "linear: x is ", x.sizes(), ", expected (…, ", in, ") for a weight of ",
-        weight.sizes());
-  check(!bias || (bias->dim() == 1 && bias->size(0) == out), "linear: the bias is ",
-        bias ? bias->sizes() : at::IntArrayRef(), ", expected (", out, ") for a weight of ", weight.sizes());
+// Y = W X for columns of tokens: X (…, in, T), Y (…, out, T). The second input as in Linear.
+struct LinearOfColumns : torch::autograd::Function<LinearOfColumns> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& X, const at::Tensor&, const HeldWeight& held) {
+    ctx->save_for_backward({X, X.requires_grad() ? held.used : at::Tensor()});
+    keep_use<LinearUse>(ctx, {held.record, SavedInput(X), false, held.transposed});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return at::matmul(held.used, X);
+  }
+
+  static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
+    auto saved = ctx->get_saved_variables();
+    const at::Tensor &X = saved[0], &W = saved[1], &dY = grads[0];
+    auto use = kept_use<LinearUse>(ctx);
+    auto tokens = [](const at::Tensor& columns) { return as_tokens(columns.transpose(-1, -2)); };
+    at::Tensor dX, dW;
+    if (ctx->needs_input_grad(0)) dX = at::matmul(W.t(), dY);
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, tokens(dY), tokens(X), use.x.may_change(X));
+    return {dX, dW, at::Tensor()};
+  }
+};
+
+bool fits_type(const at::Tensor& t, const HeldWeight& held) {
+  return is_plain(t) && t.scalar_type() == held.used.scalar_type() && t.device() == held.used.device();
 }
 
-bool is_autocast(const at::Tensor& t) {
-  return (t.is_cpu() || t.is_cuda()) && at::autocast::is_autocast_enabled(t.device().type());
+// What does not fit is for torch to do, or to refuse in its words.
+bool fits(const at::Tensor& x, const OptionalTensor& bias, const HeldWeight& held) {
+  bool x_fits = fits_type(x, held) && x.dim() >= 1 && x.size(-1) == held.used.size(1);
+  return x_fits && (!bias || (fits_type(*bias, held) && bias->dim() == 1 && bias->size(0) == held.used.size(0)));
 }
 
-void check_types(const at::Tensor& t, const char* what, const at::Tensor& weight) {
-  check(t.device() == weight.device(), "linear: ", what, " is on ", t.device().str(), " and the weight on ",
-        weight.device().str());
-  check(is_autocast(t) || t.scalar_type() == weight.scalar_type(), "linear: ", what, " is ", t.scalar_type(),
-        " and the weight ", weight.scalar_type());
+at::Tensor linear_of_held(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& given) {
+  HeldWeight held = find_held(weight);
+  OptionalTensor bias = given && given->defined() ? given : OptionalTensor();
+  if (!held.record || !fits(x, bias, held)) return at::native::linear(x, weight, given);
+  return Linear::apply(x, held.leaf, bias, held);
 }
 
-at::Tensor apply(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool transposed) {
-  OptionalTensor b = bias && bias->defined() ? bias : OptionalTensor();
-  check_shapes(x, weight, b, transposed);
-  check_types(x, "x", weight);
-  if (b) check_types(*b, "the bias", weight);
-  auto record = record_for_use(weight);
-  // A tensor of another kind (a subclass, a fake one) is for the dispatcher.
-  bool ordinary = record && !x.key_set().has(c10::DispatchKey::Python) && !x._fw_grad(0).defined();
-  if (!ordinary) return at::linear(x, transposed ? weight.t() : weight, b);
-  return Linear::apply(is_autocast(x) ? x.to(at::autocast::get_autocast_dtype(x.device().type())) : x, weight, b,
-                       record, transposed);
+// x W is linear with Wᵀ for its weight; W X is the same for columns.
+at::Tensor matmul_of_held(const at::Tensor& left, const at::Tensor& right) {
+  if (HeldWeight held = find_held(right); held.record) {
+    held.used = right.t();  // a view, whose history is the leaf's
+    held.transposed = !held.transposed;
+    if (fits(left, {}, held)) return Linear::apply(left, held.leaf, OptionalTensor(), held);
+  } else if (held = find_held(left); held.record) {
+    bool columns = fits_type(right, held) && right.dim() >= 2 && right.size(-2) == left.size(1);
+    if (columns) return LinearOfColumns::apply(right, held.leaf, held);
+  }
+  return at::native::matmul(left, right);
 }
 
 }  // namespace
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return apply(x, weight, bias, /*transposed=*/false);
-}
-
-at::Tensor linear_transposed(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return apply(x, weight, bias, /*transposed=*/true);
+void put_before_linear(torch::Library& m) {
+  m.impl("linear", &linear_of_held);
+  m.impl("matmul", &matmul_of_held);
 }
 
 }  // namespace forge

@@ -49,6 +49,10 @@ void check_operand(const char* who, const char* what, const at::Tensor& t) {
 
 void check_stored(const char* who, const char* what, const at::Tensor& t) {
   check_dense(who, what, t);
+  check_stored_type(who, what, t);
+}
+
+void check_stored_type(const char* who, const char* what, const at::Tensor& t) {
   check(is_stored(t.scalar_type()), who, ": ", what, " is ", t.scalar_type(),
         ", expected Float or BFloat16; Half is for activations and their gradients, as autocast makes them");
 }
@@ -58,15 +62,21 @@ Shape matrix_shape(at::IntArrayRef sizes) {
   return {1, c10::multiply_integers(sizes)};
 }
 
-Shape matrix_shape(const at::Tensor& t) { return t.is_contiguous() ? matrix_shape(t.sizes()) : Shape{1, t.numel()}; }
+bool has_memory(const at::Tensor& t) { return !t.is_meta() && !t.key_set().has(c10::DispatchKey::Python); }
+
+Shape matrix_shape(const at::Tensor& t) {
+  bool in_rows = t.is_contiguous() || !t.is_non_overlapping_and_dense();
+  return in_rows ? matrix_shape(t.sizes()) : Shape{1, t.numel()};
+}
 
 at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& t) {
+  if (!like.is_non_overlapping_and_dense()) return t.contiguous();
   bool same = t.is_contiguous() ? like.is_contiguous() : t.strides() == like.strides();
   return same ? t : at::empty_like(like, t.options()).copy_(t);
 }
 
 Matrix as_matrix(const at::Tensor& t, Shape shape) {
-  return {t.data_ptr(), *dtype_of(t.scalar_type()), shape.out, shape.in, shape.in};
+  return {has_memory(t) ? t.data_ptr() : nullptr, *dtype_of(t.scalar_type()), shape.out, shape.in, shape.in};
 }
 
 }  // namespace forge

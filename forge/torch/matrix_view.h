@@ -23,16 +23,22 @@ bool is_stored(at::ScalarType type);
 // tensor.
 void check_operand(const char* who, const char* what, const at::Tensor& t);
 void check_stored(const char* who, const char* what, const at::Tensor& t);
+// Only that its type is one that is stored.
+void check_stored_type(const char* who, const char* what, const at::Tensor& t);
+
+// False for tensors that have a shape and no numbers: on the device meta, or made under FakeTensorMode.
+bool has_memory(const at::Tensor& t);
 
 // A parameter's shape as kernels see it: what is not a matrix is one row.
 struct Shape {
   std::int64_t out, in;
 };
 Shape matrix_shape(at::IntArrayRef sizes);
-// The same of a tensor; one in another than row-major order (channels last) is one row in the order of its memory.
+// The same of a tensor; one in another than row-major order (channels last) is one row in the order of its memory, and
+// one with gaps in memory is taken as its contiguous copy.
 Shape matrix_shape(const at::Tensor& t);
 
-// The same elements in the memory order of `like`: t itself where it has that order.
+// The same elements in the memory order of `like` (row-major where that has gaps): t itself where it has that order.
 at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& t);
 
 // A tensor without gaps as a matrix of this shape.

@@ -1,5 +1,7 @@
 #include "forge/torch/optimizer.h"
 
+#include <ATen/MemoryOverlap.h>
+
 #include <algorithm>
 #include <functional>
 #include <string>
@@ -47,6 +49,32 @@ bool is_taken(const at::Tensor& parameter, Takes takes) {
   return takes == Takes::any || (fits && parameter.is_contiguous());
 }
 
+// One without memory is taken as it is: memory estimators run steps on such.
+void check_parameter(const char* who, const at::Tensor& parameter) {
+  if (has_memory(parameter))
+    check_stored(who, "a parameter", parameter);
+  else
+    check_stored_type(who, "a parameter", parameter);
+  check(at::has_internal_overlap(parameter) != at::MemOverlap::Yes, who, ": the parameter of shape ", parameter.sizes(),
+        " has several elements in one place of memory (strides ", parameter.strides(),
+        "), as an expanded tensor has; give it memory of its own with .contiguous()");
+}
+
+// A user may have given the parameter other memory since the moment was made.
+void follow(const at::Tensor& parameter, const Moment& moment, StoredTensor& there) {
+  std::vector<std::int64_t> expected = sizes_of_moment(parameter, moment);
+  bool fits = there.values.sizes() == at::IntArrayRef(expected) && there.values.device() == parameter.device();
+  at::Tensor laid = there.values;
+  if (fits && moment.extent == Extent::element) laid = in_layout_of(parameter, there.values);
+  fits = fits && (laid.is_same(there.values) || !there.rest.defined());
+  check(
+      fits, "step: \"", moment.key, "\" of a parameter of shape ", parameter.sizes(), " on ", parameter.device().str(),
+      " is ", there.values.sizes(), " on ", there.values.device().str(),
+      "; the parameter was given other memory, so delete its state (in Python optimizer.state.pop(parameter)) or make "
+      "another optimizer");
+  there.values = laid;
+}
+
 void check_formats(const OptimizerOptions& o) {
   check_state_format("", o.state_format);
   check(info_of(o.weight_format).for_weights && info_of(o.weight_format).values == DType::bf16,
@@ -58,23 +86,35 @@ void check_formats(const OptimizerOptions& o) {
 
 Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handles(h) { check_formats(options); }
 
+void Optimizer::Impl::retire() {
+  for (auto& record : records)
+    if (record) record->serve(nullptr);
+}
+
+void Optimizer::Impl::serve() {
+  for (std::size_t i = 0; i < records.size(); ++i)
+    if (records[i]) records[i]->serve([this, i] { update(i); });
+}
+
 void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format,
-                           const RuleInfo& rule) {
-  check_stored("Optimizer", "a parameter", parameter);
+                           const RuleInfo& rule, std::shared_ptr<Record> record) {
+  check_parameter("Optimizer", parameter);
   check(parameter.is_leaf() && (parameter.requires_grad() || handles), "Optimizer: the parameter of shape ",
         parameter.sizes(), " is not a leaf that requires a gradient");
-  check(parameter.is_non_overlapping_and_dense(), "Optimizer: the parameter of shape ", parameter.sizes(),
-        " has strides ", parameter.strides(), ", which leave gaps or overlap; make it contiguous");
   check(is_taken(parameter, rule.takes), "Optimizer: ", rule.name, " is for contiguous ",
         rule.takes == Takes::matrices ? "matrices" : "vectors and matrices", ", and a parameter has shape ",
         parameter.sizes(), " and strides ", parameter.strides(), "; give it to another optimizer, AdamW for one");
-  kernels_of(parameter.device().type()).check_rule("Optimizer", rule, options.count_rounding);
+  if (has_memory(parameter))
+    kernels_of(parameter.device().type()).check_rule("Optimizer", rule, options.count_rounding);
   check_state_format("a group's ", state_format);
   for (const ParameterState& other : state)
     check(!other.parameter.is_same(parameter), "Optimizer: the parameter of shape ", parameter.sizes(),
           " is given twice");
+  auto update_it = [this, i = state.size()] { update(i); };
   Record::Settings settings{options.schedule, options.collapse, options.exact, handles};
-  records.push_back(Record::make(parameter, settings, ledger, [this, i = state.size()] { update(i); }));
+  if (!record) record = Record::make(parameter, settings, ledger, update_it);
+  record->serve(update_it);
+  records.push_back(std::move(record));
   state.push_back({.parameter = parameter, .low = {}, .moments = {}, .progress = {}});
   state_formats.push_back(state_format);
   names.push_back(fnv1a(name));
@@ -106,20 +146,29 @@ RuleStep Optimizer::Impl::rule_for(std::size_t i) const {
   return next_rule(i).for_weight({.dimensions = parameter.dim(), .epsilon = epsilon});
 }
 
+void Optimizer::Impl::prepare(std::size_t i, const RuleStep& rule) {
+  ParameterState& s = state[i];
+  const at::Tensor& W = s.parameter;
+  check_parameter("step", W);
+  std::span<const Moment> moments = rule.rule().moments;
+  while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()]));
+  for (std::size_t k = 0; k < moments.size(); ++k) follow(W, moments[k], s.moments[k]);
+  if (info_of(weight_format_of(i)).has_rest && !s.low.defined()) {
+    ScopedPurpose purpose(Purpose::state);
+    s.low = zeros_of_rest(W, weight_format_of(i));
+  }
+}
+
 void Optimizer::Impl::apply(std::size_t i, const Expression& G, const RuleStep& rule, UpdatesTogether* together) {
   ParameterState& s = state[i];
   Progress next = next_progress(i);
   std::span<const Moment> moments = rule.rule().moments;
-  while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()]));
   Format format = weight_format_of(i);
-  if (info_of(format).has_rest && !s.low.defined()) {
-    ScopedPurpose purpose(Purpose::state);
-    s.low = zeros_of_rest(s.parameter, format);
-  }
   Noise noise = {.seed = options.seed, .parameter = names[i], .step = s.progress.step};
   std::vector<RoundingCount> counts(options.count_rounding ? 1 + moments.size() : 0);
-  update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule,
-                options.exact, counts, together);
+  if (has_memory(s.parameter))
+    update_tensor({format, s.parameter, s.low}, noise, at::ArrayRef(s.moments).slice(0, moments.size()), G, rule,
+                  options.exact, counts, together);
   if (!counts.empty()) add_rounding(i, format, moments, counts);
   s.progress = next;
   store(i);
@@ -135,14 +184,18 @@ void Optimizer::Impl::add_rounding(std::size_t i, Format format, std::span<const
 
 // in_backward: consumes the gradient.
 void Optimizer::Impl::update(std::size_t i) {
+  if (!holds(i)) return records[i]->release();
   load(i);
-  apply(i, gradient_of(i).expression(), rule_for(i));
+  RuleStep rule = rule_for(i);
+  prepare(i, rule);
+  apply(i, gradient_of(i).expression(), rule);
   records[i]->spend();
 }
 
 void Optimizer::Impl::step(const at::Tensor& factor) {
+  std::scoped_lock lock(ledger->gradients_in_use);
   bool in_backward = options.schedule == Schedule::in_backward;
-  // All are looked at before the first is applied: a step happens as a whole or not at all.
+  // All are looked at, and all memory is there, before the first is applied: a step happens as a whole or not at all.
   struct Update {
     std::size_t i;
     WholeGradient gradient;
@@ -155,7 +208,8 @@ void Optimizer::Impl::step(const at::Tensor& factor) {
     if (G.empty()) continue;
     load(i);
     RuleStep rule = rule_for(i);
-    G.expression();
+    prepare(i, rule);
+    if (state[i].parameter.is_cpu()) reserve_workspace(G.expression());
     updates.push_back({i, std::move(G), rule});
   }
   UpdatesTogether together;
@@ -167,7 +221,8 @@ void Optimizer::Impl::step(const at::Tensor& factor) {
   together.run();
   for (auto& record : records)
     if (record) record->end_step();
-  ledger->not_finite = nullptr;
+  ledger->note_step();
+  ledger->gram() = {};
   release_workspace();
 }
 
@@ -201,15 +256,17 @@ namespace {
 // The figures of the ledger, each taken by `value`; what no ledger knows is left at 0.
 template <class Value>
 MemoryReport report(const Ledger& ledger, Value value) {
-  return {.held_terms = value(ledger.terms.bytes()),
-          .dense_matrices = value(ledger.dense_matrices),
-          .dense_vectors = value(ledger.dense_vectors),
-          .gradients = value(ledger.gradients)};
+  Ledger::Figures figures = ledger.figures();
+  return {.held_terms = value(figures.terms),
+          .dense_matrices = value(figures.dense_matrices),
+          .dense_vectors = value(figures.dense_vectors),
+          .gradients = value(figures.gradients)};
 }
 
 }  // namespace
 
 MemoryReport Optimizer::memory() const {
+  std::scoped_lock lock(impl_->ledger->gradients_in_use);
   for (auto& record : impl_->records)
     if (record) record->note_grad();
   MemoryReport r = report(*impl_->ledger, [](const Bytes& b) { return b.now(); });
@@ -230,16 +287,28 @@ MemoryReport Optimizer::peak_memory() const {
   return r;
 }
 
-void Optimizer::reset_peak_memory() {
-  impl_->ledger->terms.bytes().reset_peak();
-  impl_->ledger->dense_matrices.reset_peak();
-  impl_->ledger->dense_vectors.reset_peak();
-  impl_->ledger->gradients.reset_peak();
-}
+void Optimizer::reset_peak_memory() { impl_->ledger->reset_peaks(); }
 
 RoundingReport Optimizer::rounding() const {
   check(impl_->options.count_rounding, "rounding: it is not counted; give the optimizer count_rounding");
-  return {impl_->rounding, impl_->ledger->skipped_steps};
+  return {impl_->rounding, impl_->ledger->figures().skipped_steps};
+}
+
+std::vector<OrdinaryGradients> Optimizer::ordinary_gradients() const {
+  std::scoped_lock lock(impl_->ledger->gradients_in_use);
+  std::vector<OrdinaryGradients> all;
+  for (std::size_t i = 0; i < impl_->records.size(); ++i)
+    if (const auto& record = impl_->records[i])
+      for (const auto& [reason, times] : record->ordinary()) all.push_back({i, reason, times});
+  return all;
+}
+
+std::optional<std::size_t> Optimizer::not_finite() const {
+  std::scoped_lock lock(impl_->ledger->gradients_in_use);
+  for (std::size_t i = 0; i < impl_->records.size(); ++i)
+    if (const auto& record = impl_->records[i])
+      if (impl_->ledger->is_not_finite(record->current().get())) return i;
+  return std::nullopt;
 }
 
 Progress progress_of(const OptimizerInfo& rule, const ParameterState& state) {

@@ -2,10 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,6 +41,13 @@ struct MemoryReport {
   std::int64_t collapses = 0;       // times that terms were multiplied out
 };
 
+// How often a matrix got an ordinary gradient, which is stored, and why.
+struct OrdinaryGradients {
+  std::size_t parameter;  // its place in state()
+  std::string reason;
+  std::int64_t times;
+};
+
 // The loop of torch.optim: zero_grad(), forward, backward (any number of times), clip_grad_norm_, step().
 // Holds each parameter once; matrices used through forge::linear and forge::embedding are never given a dense
 // gradient below break-even; everything else comes through autograd's .grad and takes the same rule.
@@ -64,6 +73,10 @@ class Optimizer {
   void reset_peak_memory();
   // Of all updates so far. Throws Error without OptimizerOptions::count_rounding.
   RoundingReport rounding() const;
+  std::vector<OrdinaryGradients> ordinary_gradients() const;
+  // The place in state() of the parameter whose gradient was the first to be found not finite since the last step, by a
+  // norm or a finite check, where it is a recorded one and still there.
+  std::optional<std::size_t> not_finite() const;
 
  protected:
   explicit Optimizer(std::unique_ptr<Impl> impl);
@@ -101,8 +114,8 @@ struct ParamGroup {
 
 // An optimizer of the registry (rules/registry.h) by its options. A change of groups()[i].options acts at the next
 // update. Throws Error where a parameter is given twice, is no leaf that requires a gradient, is not fp32 or bf16, is
-// on a device without kernels or without this rule's, has gaps between its elements, or is held by another optimizer
-// that is still alive; where an option is out of range, or a format is asked for that no parameter can have.
+// on a device without kernels or without this rule's, has several elements in one place, or is held by another
+// optimizer that is still alive; where an option is out of range, or a format is asked for that no parameter can have.
 template <class RuleOptions>
 class OptimizerOf final : public GroupedOptimizer {
  public:

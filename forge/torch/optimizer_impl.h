@@ -13,6 +13,7 @@
 #include "forge/torch/ledger.h"
 #include "forge/torch/optimizer.h"
 #include "forge/torch/record.h"
+#include "forge/torch/whole_gradient.h"
 
 namespace forge {
 
@@ -23,7 +24,11 @@ class UpdatesTogether;
 struct Optimizer::Impl {
   // handles: gradients stand in .grad (handle.h), and other optimizers may hold the same parameters.
   explicit Impl(OptimizerOptions o, bool handles = false);
-  virtual ~Impl() = default;
+  virtual ~Impl() { retire(); }
+  // No backward pass calls this optimizer from now on. Waits for those that do.
+  void retire();
+  // Each record calls for the update of its parameter.
+  void serve();
 
   // The constants of parameter i's next update as the options have them, and where the one after it stands.
   virtual RuleStep next_rule(std::size_t i) const = 0;
@@ -33,15 +38,21 @@ struct Optimizer::Impl {
   virtual void store(std::size_t) {}
   // A zero moment for parameter i.
   virtual StoredTensor new_moment(std::size_t i, const Moment& moment);
+  // False where the host has taken the parameter away, and this does not know yet.
+  virtual bool holds(std::size_t) const { return true; }
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }
 
-  // name: of the parameter, for its noise. rule: which its options choose.
+  // name: of the parameter, for its noise. rule: which its options choose. record: one that it had here before; null:
+  // a new one.
   void hold(const at::Tensor& parameter, const std::string& name, std::optional<Format> state_format,
-            const RuleInfo& rule);
+            const RuleInfo& rule, std::shared_ptr<Record> record = nullptr);
   void update(std::size_t i);
   // The next update's rule for this parameter.
   RuleStep rule_for(std::size_t i) const;
-  // rule: rule_for(i). together: where small updates may wait.
+  // Everything that an update by this rule needs memory for besides its gradient; throws Error where the parameter is
+  // no longer what an update can be written to.
+  void prepare(std::size_t i, const RuleStep& rule);
+  // After prepare(i). rule: rule_for(i). together: where small updates may wait.
   void apply(std::size_t i, const Expression& G, const RuleStep& rule, UpdatesTogether* together = nullptr);
   // factor: of all gradients, for this step alone, one number on any device; undefined: none.
   void step(const at::Tensor& factor = {});
@@ -61,7 +72,7 @@ struct Optimizer::Impl {
   std::vector<std::uint32_t> names;                  // hashed
   std::map<RoundedMatrix, RoundingCount> rounding;
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>();
-  std::vector<std::shared_ptr<Record>> records;  // one for each state
+  std::vector<std::shared_ptr<Record>> records;  // one for each state; null where .grad is all there is
 };
 
 }  // namespace forge

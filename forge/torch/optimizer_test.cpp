@@ -26,8 +26,9 @@ TEST(Optimizer, RefusesParametersThatItCannotHold) {
   EXPECT_THAT([&] { AdamW({W, W.view({8, 4})}); }, throws("not a leaf"));
   EXPECT_THAT([&] { AdamW({at::zeros({2})}); }, throws("requires a gradient"));
   EXPECT_THAT([&] { AdamW({parameter(at::zeros({2}, at::kDouble))}); }, throws("Double"));
-  EXPECT_THAT([&] { AdamW({at::zeros({2}, at::kMeta).requires_grad_()}); }, throws("on meta"));
-  EXPECT_THAT([&] { AdamW({at::zeros({2, 3}).slice(1, 0, 2).detach().requires_grad_()}); }, throws("contiguous"));
+  EXPECT_THAT([&] { AdamW({at::zeros({2}, at::TensorOptions(at::kMeta).dtype(at::kDouble)).requires_grad_()}); },
+              throws("Double"));
+  EXPECT_THAT([&] { AdamW({at::zeros({2, 1}).expand({2, 3}).detach().requires_grad_()}); }, throws("contiguous"));
   EXPECT_THAT([&] { AdamW({W}, {.beta1 = 1}); }, throws("beta1"));
   EXPECT_THAT([&] { AdamW({W}, {}, {.state_format = Format::bf16_plus8}); }, throws("state_format is bf16_plus8"));
   EXPECT_THAT([&] { AdamW({W}, {}, {.weight_format = Format::int8}); }, throws("weight_format is int8"));
@@ -182,7 +183,7 @@ TEST(Optimizer, CountsRecordedTermsAndDotGradTogether) {
   at::Tensor W = parameter(random({4, 8}, 1)), W2 = parameter(W), x = random({3, 8}, 2);
   SGD opt({W}, {.lr = 1}), opt2({W2}, {.lr = 1});
   auto loss = [&](const at::Tensor& y, const at::Tensor& z) { return y.sum() + z.pow(2).sum(); };
-  loss(forge::linear(x, W), at::linear(x, W)).backward();
+  loss(forge::linear(x, W), x.mm(W.t())).backward();
   loss(at::linear(x, W2), at::linear(x, W2)).backward();
   double norm = clip_grad_norm_({W}, 1).item<double>(), norm2 = clip_grad_norm_({W2}, 1).item<double>();
   EXPECT_NEAR(norm / norm2, 1, 1e-6);

@@ -4,8 +4,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "forge/torch/gradient.h"
@@ -14,12 +17,14 @@
 
 namespace forge {
 
-// What an optimizer knows about one parameter. Backward passes write their terms here; the parameter's AccumulateGrad
-// node tells when its last use of a backward pass is done.
+// What an optimizer knows about one parameter. Backward passes write their terms here, in any number of threads; a hook
+// on the parameter tells when its last use of a backward pass is done.
 //
 // Where the gradient is: from C++ in the record itself. With handles (from Python) and at_step, .grad holds a handle,
 // and who replaces or drops .grad replaces or drops the gradient; in_backward it is in the record while backward runs,
 // and afterwards .grad holds a spent handle, which says so to whoever asks.
+//
+// Shape, type, layout and device are the parameter's own at each moment: a user may give it other memory (.data).
 class Record : public std::enable_shared_from_this<Record> {
  public:
   struct Settings {
@@ -35,25 +40,36 @@ class Record : public std::enable_shared_from_this<Record> {
   static std::shared_ptr<Record> make(const at::Tensor& parameter, const Settings& settings,
                                       std::shared_ptr<Ledger> ledger, std::function<void()> backward_done);
   ~Record();
+  // Another `backward_done`. None: the optimizer goes, and uses are recorded no more.
+  void serve(std::function<void()> backward_done);
 
   const at::Tensor& parameter() const { return parameter_; }
   bool in_backward() const { return settings_.schedule == Schedule::in_backward; }
   bool exact() const { return settings_.exact; }
 
+  // False: every use takes autograd's ordinary path, until this says otherwise.
+  void set_recording(bool recording);
+  bool recording() const { return recording_ && backward_done_; }
+
   // The gradient so far; null where there is none or .grad is an ordinary tensor and all there is.
   std::shared_ptr<Gradient> current() const;
-  // True where a use has to hand its weight gradient to autograd as a tensor: autograd::grad asks for it, the weight
-  // has gradient hooks, or .grad is an ordinary tensor to which autograd adds.
-  bool wants_tensor() const;
-  // From a backward pass: dY (T, out) and X (T, in), each copied where it is the user's own and has to wait.
+
+  // From a backward pass: dY (T, out) and X (T, in), each copied where somebody else may write to it and it has to
+  // wait.
   struct Factor {
     at::Tensor tensor;
-    bool users_own = false;
+    bool may_change = false;
   };
-  void record_outer(const Factor& dY, const Factor& X);
+  // False where this use has to hand its weight gradient to autograd as a tensor: autograd::grad asks for it, the
+  // weight has gradient hooks, .grad is an ordinary tensor to which autograd adds, or nothing is recorded any more.
+  bool record_outer(const Factor& dY, const Factor& X);
   // Rows of `padding_idx` (-1: none) are left out, whatever they hold. The index is copied: it is nearly always the
   // user's own buffer.
-  void record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx);
+  bool record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx);
+  // Why the gradient that arrives next will be an ordinary one.
+  void expect_ordinary(const char* reason);
+  // How often an ordinary gradient has arrived, by reason.
+  const std::map<std::string, std::int64_t>& ordinary() const { return ordinary_; }
 
   // Rows have been recorded: the weight is an embedding's.
   bool has_had_rows() const { return has_had_rows_; }
@@ -68,13 +84,16 @@ class Record : public std::enable_shared_from_this<Record> {
   void reset();
   // The gradient has been applied in backward.
   void spend();
+  // in_backward: the terms become .grad, an ordinary one.
+  void release();
   // Appends an ordinary .grad to the terms, where there are both.
   void absorb_grad();
   // The ledger's figure for .grad is brought up to date.
   void note_grad();
 
  private:
-  struct UseHook;
+  class UseHook;
+  class Access;
 
   Record(const at::Tensor& parameter, const Settings& settings, std::shared_ptr<Ledger> ledger,
          std::function<void()> backward_done);
@@ -82,11 +101,16 @@ class Record : public std::enable_shared_from_this<Record> {
   std::shared_ptr<Gradient> new_gradient() const;
   Gradient& open();
   at::Tensor keepable(const Factor& factor) const;
-  void uses_done(const std::vector<at::Tensor>& arrived);
-  void own_grad(const std::vector<at::Tensor>& arrived);
+  bool takes_terms();
+  const char* why_ordinary() const;
+  std::vector<at::Tensor> uses_done(std::vector<at::Tensor> arrived);
+  void update_now(const at::Tensor& arrived);
+  void note_arrival(const at::Tensor& arrived);
   void check_not_updated() const;
   void check_not_awaited() const;
   bool has_hooks() const;
+  bool is_asked_for() const;
+  void note_grad_bytes(const at::Tensor& ordinary);
 
   at::Tensor parameter_;
   Settings settings_;
@@ -97,45 +121,21 @@ class Record : public std::enable_shared_from_this<Record> {
   std::weak_ptr<Gradient> behind_handle_;
   at::Tensor spent_handle_;
   std::shared_ptr<Gradient> spent_;  // behind it
-  bool updated_ = false, has_had_rows_ = false;
+  bool updated_ = false, has_had_rows_ = false, recording_ = true;
+  const char* expected_ = nullptr;
+  std::map<std::string, std::int64_t> ordinary_;
   std::int64_t grad_bytes_ = 0;
   std::function<void()> backward_done_;
-  std::shared_ptr<const void> node_;  // keeps the AccumulateGrad node, whose tensor holds it weakly
-  void* node_key_ = nullptr;
 };
 
+// False where no optimizer holds any parameter.
+bool any_record();
 // The record of this parameter, or null.
 std::shared_ptr<Record> find_record(const at::Tensor& parameter);
 
-// The record that a use of this weight in a forward pass is to write to; null where autograd's ordinary path is taken:
-// no optimizer holds it, no gradient is wanted, it is no leaf, or a function transform or forward-mode differentiation
-// is active.
-std::shared_ptr<Record> record_for_use(const at::Tensor& weight);
-
-// The gradient of a parameter as a whole: recorded terms first, then what autograd put into .grad. Where there are
-// both, .grad has become a term. Valid until either changes.
-class WholeGradient {
- public:
-  // The record may be null: then .grad is all.
-  WholeGradient(const at::Tensor& parameter, Record* record);
-  // An ordinary gradient of a parameter of this shape, or an undefined tensor.
-  WholeGradient(const at::Tensor& parameter, at::Tensor grad);
-
-  bool empty() const { return recorded_ == nullptr && !dense_.defined(); }
-  Expression expression() const;
-  Scale scale() const { return recorded_ ? recorded_->scale() : Scale(); }
-  // As of a Gradient. There is one.
-  at::Tensor sum_squares(bool exact) const;
-  void mul_(const at::Tensor& factor);
-
- private:
-  void take(const at::Tensor& parameter);
-
-  at::Tensor grad_;  // .grad itself
-  std::shared_ptr<Gradient> recorded_;
-  at::Tensor dense_;  // .grad, in the parameter's layout
-  Shape shape_;
-  Term term_;
-};
+// The record that a use of this leaf in a forward pass is to write to; null where autograd's ordinary path is taken:
+// no optimizer holds it, no gradient is wanted, it is not contiguous, or a function transform or forward-mode
+// differentiation is active.
+std::shared_ptr<Record> record_for_use(const at::Tensor& leaf);
 
 }  // namespace forge

@@ -102,6 +102,13 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
                    UpdatesTogether* together) {
   check(moments.size() == rule.rule().moments.size(), "update: ", rule.name(), " keeps ", rule.rule().moments.size(),
         " moments, got ", moments.size());
+  if (!weight.values.is_non_overlapping_and_dense()) {
+    StoredTensor whole = weight;
+    whole.values = weight.values.detach().contiguous();
+    update_tensor(whole, noise, moments, G, rule, exact, rounding);
+    weight.values.detach().copy_(whole.values);
+    return;
+  }
   const Place place = {weight.values.device(), exact};
   Shape shape = matrix_shape(weight.values);
   std::array<Stored, kMaxMoments> S;

@@ -37,7 +37,8 @@ class UpdatesTogether {
   std::vector<Group> groups_;
 };
 
-// W, S ← Rule(W, S, G) on contiguous tensors, through the fused kernel, in all passes that the rule takes. Moments are
+// W, S ← Rule(W, S, G), through the fused kernel, in all passes that the rule takes. S is dense in the order of W's
+// memory; a weight with gaps in its memory is updated in a contiguous copy and written back. Moments are
 // of the weight's shape or as sizes_of_moment (stored_tensor.h) has them. A direction that is to be orthogonal is one
 // fp32 matrix of the weight's shape, which lives until this returns. The version counters of what is written move, so
 // that autograd notices a later use of what it saved. exact: as Place has it. rounding: as the kernel has it. Where

@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "forge/torch/device_kernels.h"
+#include "forge/torch/dispatch.h"
 #include "tests/emulator/device_memory.h"
 #include "tests/emulator/gpu/device.h"
 
@@ -194,4 +195,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&forge::emulator::by_cpu>());
+}
+
+// As of a real GPU: uses of held weights are recorded.
+TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse1, m) {
+  forge::put_before_linear(m);
+  forge::put_before_embedding(m);
 }

@@ -8,8 +8,8 @@
 #include "forge/torch/gram.h"
 #include "forge/torch/make_optimizer.h"
 #include "forge/torch/optimizer.h"
-#include "forge/torch/record.h"
 #include "forge/torch/testing/tensors.h"
+#include "forge/torch/whole_gradient.h"
 #include "tests/emulator/gpu/device.h"
 #include "tests/emulator/gpu/gradients.h"
 
