@@ -5,7 +5,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -31,6 +33,7 @@ struct HostedImpl final : Optimizer::Impl {
   struct Entry {
     py::object parameter;
     py::dict group;
+    std::size_t place;  // in the group's "params"
     bool distributed;
     std::vector<std::pair<std::string, py::object>> made;  // by this update, not handed to the host yet
     const RuleInfo* info = nullptr;                        // of the rule that the group chooses, as of load()
@@ -40,11 +43,102 @@ struct HostedImpl final : Optimizer::Impl {
       : Impl(std::move(o), /*handles=*/true), host(h), rule(&r) {}
   ~HostedImpl() override {
     py::gil_scoped_acquire lock;
+    {
+      py::gil_scoped_release nobody_waits_with_it;
+      retire();
+    }
     entries.clear();
+    before.reset();
   }
+
+  // ---- The host's groups are followed: all parameters are added anew, and those that are known go on as they were
+  // ----
+
+  // What this knew before.
+  struct Held {
+    std::vector<Entry> entries;
+    std::vector<ParameterState> state;
+    std::vector<std::optional<Format>> state_formats;
+    std::vector<bool> embeddings;
+    std::vector<std::uint32_t> names;
+    std::vector<std::shared_ptr<Record>> records;
+  };
+
+  void exchange(Held& held) {
+    std::swap(entries, held.entries);
+    std::swap(state, held.state);
+    std::swap(state_formats, held.state_formats);
+    std::swap(embeddings, held.embeddings);
+    std::swap(names, held.names);
+    std::swap(records, held.records);
+  }
+  void begin_following() { exchange(before.emplace()); }
+  void cancel_following() {
+    exchange(*before);
+    before.reset();
+    py::gil_scoped_release nobody_waits_with_it;
+    serve();
+  }
+  void finish_following() {
+    std::map<RoundedMatrix, RoundingCount> moved;
+    for (const auto& [matrix, count] : rounding)
+      if (auto now = place_of(entries, before->entries[matrix.parameter].parameter)) {
+        RoundedMatrix there = matrix;
+        there.parameter = *now;
+        moved[there] = count;
+      }
+    rounding = std::move(moved);
+    for (std::size_t i = 0; i < before->records.size(); ++i)
+      if (!place_of(entries, before->entries[i].parameter)) let_go(before->records[i]);
+    before.reset();
+  }
+  static void let_go(const std::shared_ptr<Record>& record) {
+    if (!record) return;
+    py::gil_scoped_release nobody_waits_with_it;
+    record->release();
+    record->serve(nullptr);
+  }
+
+  static std::optional<std::size_t> place_of(const std::vector<Entry>& entries, const py::object& parameter) {
+    auto found = std::ranges::find_if(entries, [&](const Entry& e) { return e.parameter.is(parameter); });
+    if (found == entries.end()) return std::nullopt;
+    return static_cast<std::size_t>(found - entries.begin());
+  }
+  std::shared_ptr<Record> known_record(const py::object& parameter) const {
+    auto place = before ? place_of(before->entries, parameter) : std::nullopt;
+    return place ? before->records[*place] : nullptr;
+  }
+
+  // True where the host's groups are those that were added, with these parameters in this order.
+  bool follows() const {
+    std::size_t i = 0;
+    for (py::handle group : host.attr("param_groups")) {
+      for (py::handle parameter : group["params"]) {
+        bool same = i < entries.size() && entries[i].parameter.is(parameter) && entries[i].group.is(group);
+        if (!same) return false;
+        ++i;
+      }
+    }
+    return i == entries.size();
+  }
+
+  // In backward, before the host says that its groups have changed.
+  bool holds(std::size_t i) const override {
+    py::gil_scoped_acquire lock;
+    const Entry& e = entries[i];
+    py::sequence params = e.group["params"];
+    bool in_group = e.place < params.size() && e.parameter.is(params[e.place]);
+    auto is_group = [&](py::handle group) { return e.group.is(group); };
+    py::object groups = host.attr("param_groups");
+    return in_group && std::any_of(py::iter(groups), py::iterator::sentinel(), is_group);
+  }
+
+  // ---- Parameters ----
 
   void add(const py::object& parameter, const py::dict& group, const std::string& name, bool embedding) {
     bool distributed = is_dtensor(parameter);
+    check_kind(parameter);
+    std::size_t place = entries.empty() || !entries.back().group.is(group) ? 0 : entries.back().place + 1;
     const RuleInfo& first = rule->prepare(values_of(*rule, group), {}).rule();
     std::optional<Format> format;
     if (group.contains("state_format") && !group["state_format"].is_none())
@@ -59,10 +153,22 @@ struct HostedImpl final : Optimizer::Impl {
       state_formats.push_back(format);
       names.push_back(fnv1a(name));
     } else {
-      hold(parameter.cast<at::Tensor>(), name, format, first);
+      at::Tensor tensor = parameter.cast<at::Tensor>();
+      std::shared_ptr<Record> known = known_record(parameter);
+      py::gil_scoped_release nobody_waits_with_it;
+      hold(tensor, name, format, first, known);
     }
-    entries.push_back({parameter, group, distributed, {}, nullptr});
+    entries.push_back({parameter, group, place, distributed, {}, nullptr});
     embeddings.push_back(embedding);
+  }
+
+  // Tensors with a dispatch of their own have no memory that kernels know; a fake one has none at all, and none is
+  // wanted.
+  static void check_kind(const py::object& parameter) {
+    if (!parameter.cast<at::Tensor>().key_set().has(c10::DispatchKey::Python) || is_dtensor(parameter)) return;
+    py::object fake = py::module_::import("torch._subclasses.fake_tensor").attr("FakeTensor");
+    check(py::isinstance(parameter, fake), "a parameter is a ", std::string(py::str(py::type::of(parameter))),
+          ", a tensor with a dispatch of its own; give it to torch.optim, or use plain parameters");
   }
 
   void check_distributed(std::optional<Format> group_format) const {
@@ -85,10 +191,12 @@ struct HostedImpl final : Optimizer::Impl {
 
   RuleStep next_rule(std::size_t i) const override {
     py::gil_scoped_acquire lock;
+    check(is_training(i), "the weights are those of evaluation; call optimizer.train() before training");
+    return rule->prepare(values_of(*rule, entries[i].group), progress_of(*rule, state[i]));
+  }
+  bool is_training(std::size_t i) const {
     const py::dict& group = entries[i].group;
-    check(!group.contains("train_mode") || py::bool_(group["train_mode"]),
-          "the weights are those of evaluation; call optimizer.train() before training");
-    return rule->prepare(values_of(*rule, group), progress_of(*rule, state[i]));
+    return !group.contains("train_mode") || py::bool_(group["train_mode"]);
   }
   Progress next_progress(std::size_t i) const override {
     py::gil_scoped_acquire lock;
@@ -255,6 +363,7 @@ struct HostedImpl final : Optimizer::Impl {
   py::handle host;
   const OptimizerInfo* rule;
   std::vector<Entry> entries;
+  std::optional<Held> before;
 };
 
 HostedOptimizer::HostedOptimizer(py::handle host, const std::string& rule, OptimizerOptions options)
@@ -271,6 +380,19 @@ void HostedOptimizer::check_group(const py::dict& group) const {
 
 void HostedOptimizer::check_formats() const { check_held(); }
 
+bool HostedOptimizer::follows() const { return static_cast<HostedImpl&>(*impl_).follows(); }
+void HostedOptimizer::begin_following() { static_cast<HostedImpl&>(*impl_).begin_following(); }
+void HostedOptimizer::cancel_following() { static_cast<HostedImpl&>(*impl_).cancel_following(); }
+void HostedOptimizer::finish_following() { static_cast<HostedImpl&>(*impl_).finish_following(); }
+
+void HostedOptimizer::check_state() {
+  auto& impl = static_cast<HostedImpl&>(*impl_);
+  for (std::size_t i = 0; i < impl.entries.size(); ++i)
+    if (impl.is_training(i)) impl.load(i);
+}
+
+void HostedOptimizer::forget_rounding() { impl_->rounding.clear(); }
+
 void HostedOptimizer::step_by(const std::string& rule) {
   auto& impl = static_cast<HostedImpl&>(*impl_);
   const OptimizerInfo* usual = std::exchange(impl.rule, &torch_rule(rule));
@@ -284,6 +406,9 @@ void HostedOptimizer::step_by(const std::string& rule) {
 
 void HostedOptimizer::step_scaled(const at::Tensor& factor) { impl_->step(factor); }
 
-const std::map<std::string, std::int64_t>& HostedOptimizer::collapses() const { return impl_->ledger->collapses; }
+std::map<std::string, std::int64_t> HostedOptimizer::collapses() const {
+  std::scoped_lock lock(impl_->ledger->gradients_in_use);
+  return impl_->ledger->collapses;
+}
 
 }  // namespace forge::python

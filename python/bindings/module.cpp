@@ -12,7 +12,6 @@
 #include "forge/kernels/target.h"
 #include "forge/torch/allocation.h"
 #include "forge/torch/device_kernels.h"
-#include "forge/torch/functional.h"
 #include "forge/torch/handle.h"
 #include "forge/torch/record.h"
 #include "forge/torch/stored_tensor.h"
@@ -88,6 +87,7 @@ const char* kind_of(const Dense&) { return "dense"; }
 
 // What each term is and how many tokens it has; a dense one has none.
 std::vector<std::pair<std::string, std::int64_t>> terms_of(const Gradient& G) {
+  Gradient::Lock held = G.lock();
   std::vector<std::pair<std::string, std::int64_t>> all;
   auto tokens = [](const auto& t) {
     if constexpr (requires { t.X; }) return t.X.rows;
@@ -98,30 +98,26 @@ std::vector<std::pair<std::string, std::int64_t>> terms_of(const Gradient& G) {
   return all;
 }
 
+// A gradient is waited for without the interpreter's lock: who has it may be waiting for that.
 void define_gradient(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
+  auto property = [](auto getter) { return py::cpp_function(getter, Release()); };
   py::class_<Gradient, std::shared_ptr<Gradient>>(m, "Gradient", "scale · Σ terms: the gradient of one parameter.")
-      .def("add_", &Gradient::add_, py::arg("other"), py::arg("factor") = 1.0)
-      .def("mul_", py::overload_cast<const at::Tensor&>(&Gradient::mul_))
-      .def("mul_", py::overload_cast<double>(&Gradient::mul_))
-      .def("zero_", &Gradient::zero_)
-      .def("clear", &Gradient::clear)
-      .def("clone", &Gradient::clone)
+      .def("add_", &Gradient::add_, py::arg("other"), py::arg("factor") = 1.0, Release())
+      .def("mul_", py::overload_cast<const at::Tensor&>(&Gradient::mul_), Release())
+      .def("mul_", py::overload_cast<double>(&Gradient::mul_), Release())
+      .def("zero_", &Gradient::zero_, Release())
+      .def("clear", &Gradient::clear, Release())
+      .def("clone", &Gradient::clone, Release())
       .def("expose", &Gradient::expose, py::arg("reason"), Release())
       .def(
           "sum_squares", [](const Gradient& G) { return G.sum_squares(G.exact()); }, Release())
       .def("finite", &Gradient::finite, Release())
-      .def("held_bytes", &Gradient::held_bytes)
-      .def_property_readonly("exposed", &Gradient::exposed)
-      .def_property_readonly("spent", &Gradient::spent)
-      .def_property_readonly("scale", [](const Gradient& G) { return G.scale().read(); })
-      .def_property_readonly("terms", &terms_of);
-}
-
-py::dict as_dict(const MemoryReport& r) {
-  return py::dict(py::arg("weights") = r.weights, py::arg("state") = r.state, py::arg("held_terms") = r.held_terms,
-                  py::arg("dense_gradients") = r.dense_matrices + r.dense_vectors, py::arg("gradients") = r.gradients,
-                  py::arg("collapses") = r.collapses);
+      .def("held_bytes", &Gradient::held_bytes, Release())
+      .def_property_readonly("exposed", property(&Gradient::exposed))
+      .def_property_readonly("spent", property(&Gradient::spent))
+      .def_property_readonly("scale", property([](const Gradient& G) { return G.scale().read(); }))
+      .def_property_readonly("terms", property(&terms_of));
 }
 
 py::tuple as_tuple(const RoundingCount& c) { return py::make_tuple(c.elements, c.lost, c.saturated, c.not_finite); }
@@ -139,6 +135,19 @@ py::dict as_dict(const RoundingReport& r) {
 }
 
 void define_optimizer(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<MemoryReport>(m, "MemoryReport", "Bytes, as in forge/torch/optimizer.h.")
+      .def_readonly("weights", &MemoryReport::weights)
+      .def_readonly("state", &MemoryReport::state)
+      .def_readonly("held_terms", &MemoryReport::held_terms)
+      .def_property_readonly("dense_gradients",
+                             [](const MemoryReport& r) { return r.dense_matrices + r.dense_vectors; })
+      .def_readonly("gradients", &MemoryReport::gradients)
+      .def_readonly("collapses", &MemoryReport::collapses);
+  py::class_<OrdinaryGradients>(m, "OrdinaryGradients", "Of one parameter, for one reason.")
+      .def_readonly("parameter", &OrdinaryGradients::parameter)
+      .def_readonly("reason", &OrdinaryGradients::reason)
+      .def_readonly("times", &OrdinaryGradients::times);
   py::class_<HostedOptimizer>(m, "HostedOptimizer")
       .def(py::init([](py::handle host, const std::string& rule, const std::string& schedule,
                        const std::string& collapse, bool exact, const std::optional<std::string>& state_format,
@@ -147,16 +156,24 @@ void define_optimizer(py::module_& m) {
             host, rule, options_of(schedule, collapse, exact, state_format, weight_format, seed, count_rounding));
       }))
       .def("add", &HostedOptimizer::add)
+      .def("follows", &HostedOptimizer::follows)
+      .def("begin_following", &HostedOptimizer::begin_following)
+      .def("finish_following", &HostedOptimizer::finish_following)
+      .def("cancel_following", &HostedOptimizer::cancel_following)
+      .def("check_state", &HostedOptimizer::check_state)
+      .def("forget_rounding", &HostedOptimizer::forget_rounding)
       .def("check_group", &HostedOptimizer::check_group)
       .def("check_formats", &HostedOptimizer::check_formats)
-      .def("step_by", &HostedOptimizer::step_by, py::call_guard<py::gil_scoped_release>())
-      .def("step_scaled", &HostedOptimizer::step_scaled, py::call_guard<py::gil_scoped_release>())
-      .def("step", &HostedOptimizer::step, py::call_guard<py::gil_scoped_release>())
-      .def("memory", [](const HostedOptimizer& o) { return as_dict(o.memory()); })
-      .def("peak_memory", [](const HostedOptimizer& o) { return as_dict(o.peak_memory()); })
-      .def("reset_peak_memory", &HostedOptimizer::reset_peak_memory)
+      .def("step_by", &HostedOptimizer::step_by, Release())
+      .def("step_scaled", &HostedOptimizer::step_scaled, Release())
+      .def("step", &HostedOptimizer::step, Release())
+      .def("memory", &Optimizer::memory, Release())
+      .def("peak_memory", &Optimizer::peak_memory, Release())
+      .def("reset_peak_memory", &Optimizer::reset_peak_memory)
       .def("rounding", [](const HostedOptimizer& o) { return as_dict(o.rounding()); })
-      .def_property_readonly("collapses", &HostedOptimizer::collapses);
+      .def("ordinary_gradients", &Optimizer::ordinary_gradients, Release())
+      .def("not_finite", &Optimizer::not_finite, Release())
+      .def("collapses", &HostedOptimizer::collapses, Release());
 }
 
 // An AllocationRecorder as a context manager, whose figures may be read when it has ended.
@@ -202,7 +219,7 @@ void define_recorder(py::module_& m) {
 std::shared_ptr<Record> record_of_graph(const at::Tensor& weight) {
   auto record = find_record(weight);
   if (record) record->watch_uses();  // it may have been frozen until now
-  return record && !record->wants_tensor() ? record : nullptr;
+  return record;
 }
 
 // The graph's compiler uses the memory of dY and X again: both are copied.
@@ -210,8 +227,7 @@ bool record_outer(const at::Tensor& weight, const at::Tensor& dY, const at::Tens
   auto record = record_of_graph(weight);
   if (!record) return false;
   ScopedPurpose purpose(Purpose::held_copy);
-  record->record_outer({dY.clone()}, {X.clone()});
-  return true;
+  return record->record_outer({dY.clone()}, {X.clone()});
 }
 
 bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Tensor& values,
@@ -219,8 +235,7 @@ bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Te
   auto record = record_of_graph(weight);
   if (!record) return false;
   ScopedPurpose purpose(Purpose::held_copy);
-  record->record_rows(index.to(at::kLong), values.clone(), padding_idx);
-  return true;
+  return record->record_rows(index.to(at::kLong), values.clone(), padding_idx);
 }
 
 StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>& scale) {
@@ -266,10 +281,6 @@ void add_moment_(const at::Tensor& p, const std::optional<at::Tensor>& low, cons
 
 void define_functions(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
-  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), Release());
-  m.def("linear_transposed", &linear_transposed, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(),
-        Release());
-  m.def("embedding", &embedding, py::arg("index"), py::arg("weight"), py::arg("padding_idx") = -1, Release());
   m.def("grad_norm", &grad_norm, Release());
   m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("params"), py::arg("max_norm"),
         py::arg("error_if_nonfinite") = false, Release());
@@ -279,9 +290,19 @@ void define_functions(py::module_& m) {
   m.def("load_rule_library", &load_rule_library);
   m.def("add_moment_", &add_moment_);
   m.def("dequantize", &dequantize, py::arg("values"), py::arg("scale"), py::arg("not_negative"));
-  m.def("is_recorded", [](const at::Tensor& weight) { return find_record(weight) != nullptr; });
-  m.def("record_outer", &record_outer);
-  m.def("record_rows", &record_rows);
+  // Uses of a held weight are recorded, and not left to autograd.
+  m.def("is_recorded", [](const at::Tensor& weight) {
+    auto record = find_record(weight);
+    return record != nullptr && record->recording();
+  });
+  m.def(
+      "set_recording",
+      [](const at::Tensor& weight, bool recording) {
+        if (auto record = find_record(weight)) record->set_recording(recording);
+      },
+      Release());
+  m.def("record_outer", &record_outer, Release());
+  m.def("record_rows", &record_rows, Release());
   // What kernels can run on here, `ref` first, and what they do.
   m.def("targets", [] {
     std::vector<std::string> names;

@@ -33,6 +33,7 @@ from .optimizers import (
     RAdam,
     RMSprop,
     Rprop,
+    StoredGradientWarning,
 )
 from .own_rules import load_rule
 from .published import (
@@ -87,6 +88,7 @@ __all__ = [
     "Report",
     "Rounding",
     "RoundingCount",
+    "StoredGradientWarning",
     "clip_grad_norm_",
     "convert",
     "fuse",

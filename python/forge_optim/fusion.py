@@ -1,115 +1,106 @@
-"""``fuse``: makes the linear layers and embeddings of a model record their weight gradients.
+"""``fuse``: says which weights of a model have their gradients recorded, and lets ``torch.compile`` record them.
 
-A module keeps its place, its parameters and its state_dict; only its class becomes a subclass of itself that computes
-the same output. While no optimizer of this library holds a weight, its module does what it always did.
+Recording itself needs no change of a model: where an optimizer of this library holds a weight, torch's own F.linear and
+F.embedding record (forge/torch/functional.h). Modules keep their class, parameters and state_dict. In a graph of
+``torch.compile`` the weight cannot be recognised, so a known module gets a ``forward`` of its own, an attribute of the
+instance that is used there alone; pickle writes it as the class's forward.
 """
 
 from __future__ import annotations
 
-import functools
+import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MethodType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C, compiled
 
-_fused_weights = WeakIdKeyDictionary()  # whether one of the modules is an embedding
+_logger = logging.getLogger("forge_optim")
+
+_told = WeakIdKeyDictionary()  # parameters that fuse has seen: whether a stored gradient is no surprise
+_embeddings = WeakIdKeyDictionary()
+_unfused = WeakIdKeyDictionary()
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def is_fused(parameter: Tensor) -> bool:
-    """True where the parameter is the weight of a module that ``fuse`` has changed."""
-    return parameter in _fused_weights
-
-
 def is_embedding(parameter: Tensor) -> bool:
-    """True where one of the modules whose weight the parameter is, is a fused embedding."""
-    return _fused_weights.get(parameter, False)
+    """True where ``fuse`` has seen that one of the modules whose weight the parameter is, is an embedding."""
+    return parameter in _embeddings
 
 
-def _note_fused(module: nn.Module) -> None:
-    weight = module.weight
-    _fused_weights[weight] = isinstance(module, nn.Embedding) or is_embedding(weight)
+def is_unfused(parameter: Tensor) -> bool:
+    """True after ``unfuse``: its gradient is to be an ordinary one."""
+    return parameter in _unfused
 
 
-# ---- The fused modules -----------------------------------------------------------------------------------------------
+def is_expected_stored(parameter: Tensor) -> bool:
+    """True where ``fuse`` has said that the gradient of this parameter is stored, or may well be."""
+    return _told.get(parameter, False)
 
 
-class Fused:
-    """What a fused module's class has before its own. Leaves the process as what it was before."""
+# ---- The known modules -----------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def obstacle(module: nn.Module) -> str | None:
-        """Why this module cannot be fused; None where it can."""
-        return None
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if self._parameters.get("weight") is not None:
-            _note_fused(self)
-
-    def __reduce_ex__(self, protocol):
-        rebuild, arguments, *rest = super().__reduce_ex__(protocol)
-        cls = type(self)
-        return (_rebuild, (cls.original, rebuild, tuple(cls.original if a is cls else a for a in arguments)), *rest)
+# The functions are named forward, which is what pickle writes of them.
 
 
-def _rebuild(original, rebuild, arguments):
-    module = rebuild(*arguments)
-    module.__class__ = _fused_class(original)
-    return module
-
-
-class FusedLinear(Fused):
+class _Linear:
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if _is_compiled():
             return compiled.linear(input, self.weight, self.bias, transposed=False)
-        return _C.linear(input, self.weight, self.bias)
+        return type(self).forward(self, input)
 
 
-class FusedConv1D(Fused):
-    """transformers' Conv1D: y = x W + b, W (in, out)."""
+class _Conv1D:
+    """transformers' Conv1D, y = x W + b with W (in, out), multiplies by torch.addmm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if _is_compiled():
             return compiled.linear(x, self.weight, self.bias, transposed=True)
-        return _C.linear_transposed(x, self.weight, self.bias)
+        return F.linear(x, self.weight.t(), self.bias)
 
 
-class FusedEmbedding(Fused):
-    @staticmethod
-    def obstacle(module: nn.Embedding) -> str | None:
-        if module.max_norm is not None:
-            return "max_norm changes the weight in forward"
-        if module.scale_grad_by_freq:
-            return "scale_grad_by_freq"
-        return "sparse=True" if module.sparse else None
-
+class _Embedding:
     def forward(self, input: Tensor) -> Tensor:
-        padding = -1 if self.padding_idx is None else self.padding_idx
-        if torch.compiler.is_compiling():
-            return compiled.embedding(input, self.weight, padding)
-        return _C.embedding(input, self.weight, padding)
+        if _is_compiled() and self.max_norm is None and not self.scale_grad_by_freq:
+            return compiled.embedding(input, self.weight, -1 if self.padding_idx is None else self.padding_idx)
+        return type(self).forward(self, input)
 
 
-def _kinds() -> dict[type[nn.Module], type[Fused]]:
-    kinds = {nn.Linear: FusedLinear, nn.Embedding: FusedEmbedding}
+def _is_compiled() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _kinds() -> dict[type[nn.Module], type]:
+    kinds = {nn.Linear: _Linear, nn.Embedding: _Embedding}
     utils = sys.modules.get("transformers.pytorch_utils")  # a model that has a Conv1D has brought it along
-    return kinds | {utils.Conv1D: FusedConv1D} if utils else kinds
+    return kinds | {utils.Conv1D: _Conv1D} if utils else kinds
 
 
-@functools.cache
-def _fused_class(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The fused subclass of a module's class; None where there is none, or the class has a forward of its own."""
+def _forward_of(module: nn.Module):
+    """The forward that a known module gets; None for one whose class has a forward of its own."""
     for base, kind in _kinds().items():
-        if issubclass(cls, base) and cls.forward is base.forward:
-            # It goes by its own name: printing a model, tracing it and looking for its layers find what they look for.
-            names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-            return type(cls.__name__, (kind, cls), names | {"original": cls})
+        if isinstance(module, base) and type(module).forward is base.forward:
+            return kind.forward
     return None
+
+
+def _own_forward(module: nn.Module):
+    """A forward that somebody has given this instance; not ours, nor the class's, which comes back from pickle."""
+    given = vars(module).get("forward")
+    function = getattr(given, "__func__", given)
+    ours = [kind.forward for kind in _kinds().values()]
+    return None if given is None or function is type(module).forward or function in ours else given
+
+
+def _let_compile(module: nn.Module) -> None:
+    forward = _forward_of(module)
+    if forward is not None and _own_forward(module) is None:
+        module.forward = MethodType(forward, module)
 
 
 # ---- Fusing a model --------------------------------------------------------------------------------------------------
@@ -119,7 +110,8 @@ def _fused_class(cls: type[nn.Module]) -> type[nn.Module] | None:
 class FusionRow:
     name: str  # of the parameter, as in named_parameters(); a tied one goes by its first name
     shape: tuple[int, ...]
-    reason: str | None  # why its gradient is stored; None where it is fused
+    reason: str | None  # why its gradient is stored, or what that depends on; None where it is fused
+    by_use: bool = False  # the module's own forward decides: products by F.linear, F.embedding and @ are recorded
 
     @property
     def numel(self) -> int:
@@ -138,42 +130,63 @@ class FusionReport:
 
     @property
     def unfused(self) -> list[FusionRow]:
-        return [row for row in self.rows if row.reason is not None]
+        return [row for row in self.rows if row.reason is not None and not row.by_use]
+
+    @property
+    def by_use(self) -> list[FusionRow]:
+        return [row for row in self.rows if row.by_use]
 
     def __str__(self) -> str:
         groups: dict[tuple, list[FusionRow]] = {}
         for row in self.rows:
-            groups.setdefault((row.reason, row.shape), []).append(row)
+            groups.setdefault((_gradient(row), row.shape), []).append(row)
         lines = [("parameters", "shape", "values", "gradient")]
-        for (reason, shape), rows in sorted(groups.items(), key=lambda item: item[0][0] is not None):
+        for (gradient, shape), rows in sorted(groups.items(), key=lambda item: item[0][0] != "fused"):
             name = rows[0].name if len(rows) == 1 else f"{rows[0].name} and {len(rows) - 1} more"
             values = f"{sum(row.numel for row in rows):,}"
-            gradient = "fused" if reason is None else f"stored: {reason}"
             lines.append((name, " × ".join(map(str, shape)), values, gradient))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*table, self.summary()])
+
+    def summary(self) -> str:
+        """The table's last line."""
         fused, total = (sum(row.numel for row in rows) for rows in (self.fused, self.rows))
         share = f"{fused / total:.1%}" if total else "none"
-        return "\n".join([*table, f"forge_optim: {fused:,} of {total:,} values ({share}) are fused"])
+        by_use = sum(row.numel for row in self.by_use)
+        more = f", {by_use:,} by use" if by_use else ""
+        return f"forge_optim: {fused:,} of {total:,} values ({share}) are fused{more}"
 
 
-def fuse(model: nn.Module, verbose: bool = True) -> FusionReport:
-    """Makes the modules of a model that it knows record their weight gradients; prints and returns what came of it.
+def _gradient(row: FusionRow) -> str:
+    return "fused" if row.reason is None else row.reason if row.by_use else f"stored: {row.reason}"
 
-    Known are nn.Linear, nn.Embedding and transformers' Conv1D, and their subclasses that have no forward of their own.
-    Frozen weights are left alone: fuse again after unfreezing. Fusing twice is fine. What is not fused trains as
-    always. verbose=False prints nothing.
+
+def fuse(model: nn.Module, verbose: bool = False) -> FusionReport:
+    """Says of each parameter of a model whether its gradient is recorded once an optimizer of this library holds it,
+    and lets ``torch.compile`` record the weights of nn.Linear, nn.Embedding and transformers' Conv1D.
+
+    Uses of weights by F.linear and F.embedding are recorded with or without it. Fusing twice is fine, and takes back
+    ``unfuse``. verbose: prints the table; without it one line goes to the logger "forge_optim".
     """
-    reasons: dict[int, str | None] = {}
+    found: dict[int, FusionRow] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            reason = _fuse_module(module) if name == "weight" else "no weight of a linear layer or embedding"
-            # A tied weight is fused where one of its modules is; the others go through autograd.
-            if reasons.get(id(parameter), "") is not None:
-                reasons[id(parameter)] = reason
-    report = FusionReport(
-        [FusionRow(name, _shape_of(p), reasons[id(p)]) for name, p in model.named_parameters()]
-    )
+            row = _row(module, name, parameter)
+            # A tied weight is fused where one of its uses is.
+            if id(parameter) not in found or row.reason is None:
+                found[id(parameter)] = row
+            _unfused.pop(parameter, None)
+            _C.set_recording(parameter, True)
+        if isinstance(module, tuple(_kinds())):
+            _let_compile(module)
+        if isinstance(module, nn.Embedding):
+            _embeddings[module.weight] = True
+    rows = []
+    for name, parameter in model.named_parameters():
+        rows.append(replace(found[id(parameter)], name=name))
+    report = FusionReport(rows)
+    _logger.info(report.summary())
     if verbose:
         print(report)
     return report
@@ -183,42 +196,50 @@ def _shape_of(parameter: Tensor) -> tuple[int, ...]:
     return (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
 
 
-def _fuse_module(module: nn.Module) -> str | None:
+def _row(module: nn.Module, name: str, parameter: Tensor) -> FusionRow:
+    kind = type(module).__name__
+    reason = _obstacle(module, name, parameter)
+    known = isinstance(module, tuple(_kinds())) and name == "weight"
+    by_use = reason is None and not (known and _forward_of(module) or _is_attentions_output(module))
+    if by_use:
+        reason = f"fused where {kind}'s forward uses F.linear, F.embedding or @"
+    # Who derives from a known module mostly does.
+    _told[parameter] = reason is not None and not (by_use and known)
+    return FusionRow(name, _shape_of(parameter), reason, by_use)
+
+
+def _is_attentions_output(module: nn.Module) -> bool:
+    """MultiheadAttention multiplies by its weight past the layer's forward, by F.linear."""
+    return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def _obstacle(module: nn.Module, name: str, parameter: Tensor) -> str | None:
+    """Why the gradient is stored whatever the module does; None where it may be recorded."""
     if getattr(module, "parametrizations", None):
         return "parametrized"
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "used by MultiheadAttention, which takes the weight and passes the layer by"
-    if nn.parameter.is_lazy(module.weight):
+    if nn.parameter.is_lazy(parameter):
         return "no shape yet: fuse again after the first call"
-    # A fused one is looked at again: its weight may have been replaced, frozen or sharded since.
-    cls = type(module) if isinstance(module, Fused) else _fused_class(type(module))
-    if cls is None:
-        known = isinstance(module, tuple(_kinds()))
-        return f"{type(module).__name__} has a forward of its own" if known else f"used by {type(module).__name__}"
-    reason = _obstacle(module, cls)
-    if reason is None:
-        module.__class__ = cls
-        _note_fused(module)
-    return reason
-
-
-def _obstacle(module: nn.Module, cls: type[Fused]) -> str | None:
-    weight = module.weight
-    if not weight.requires_grad:
+    if parameter.dim() != 2 or isinstance(module, nn.EmbeddingBag):
+        return f"used by {type(module).__name__}" if name == "weight" else "no weight of a linear layer or embedding"
+    if not parameter.requires_grad:
         return "frozen"
-    if hasattr(weight, "to_local"):
+    if hasattr(parameter, "to_local"):
         return "a DTensor: FSDP2 gathers it for forward"
-    if weight.dtype not in _DTYPES:
-        return f"{weight.dtype}, not fp32 or bf16"
-    if not _C.has_kernels(weight.device.type):
-        return f"on {weight.device.type}, for which this library was built without kernels"
-    return cls.obstacle(module)
+    if parameter.dtype not in _DTYPES:
+        return f"{parameter.dtype}, not fp32 or bf16"
+    if not _C.has_kernels(parameter.device.type):
+        return f"on {parameter.device.type}, for which this library was built without kernels"
+    return "scale_grad_by_freq" if getattr(module, "scale_grad_by_freq", False) else None
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Gives every fused module its own class back. Returns the model."""
+    """Gives every weight of the model an ordinary gradient again, whatever optimizer holds it. Returns the model."""
+    ours = [kind.forward for kind in _kinds().values()]
     for module in model.modules():
-        if isinstance(module, Fused):
-            module.__class__ = type(module).original
-            _fused_weights.pop(module.weight, None)
+        if getattr(vars(module).get("forward"), "__func__", None) in ours:
+            del module.forward
+        for parameter in module.parameters(recurse=False):
+            _unfused[parameter] = True
+            _told.pop(parameter, None)
+            _C.set_recording(parameter, False)
     return model

@@ -32,7 +32,7 @@ def optimizer(
     cls: type[FusedOptimizer] = AdamW,
     *,
     schedule: Schedule = "at_step",
-    verbose: bool = True,
+    verbose: bool = False,
     **options: Any,
 ) -> tuple[type[FusedOptimizer], dict[str, Any]]:
     """Fuses the model; returns what Trainer takes as ``optimizer_cls_and_kwargs``.

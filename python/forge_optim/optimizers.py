@@ -7,6 +7,7 @@ model itself, which is then fused (``forge_optim.fuse``).
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from itertools import chain, takewhile
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
+from .callers import user_stacklevel
 from .compiled import note_held
-from .fusion import fuse, is_embedding, is_fused
+from .fusion import fuse, is_embedding, is_expected_stored, is_unfused
 
 Schedule = Literal["at_step", "in_backward"]
 CollapsePolicy = Literal["auto", "never"]
@@ -45,6 +47,7 @@ _OPTIONS = """
     seed: of stochastic rounding, whose noise depends on this, the parameter's name, the element and the step alone.
     count_rounding: ``forge_optim.report`` says how many updates rounding lost, how many saturated and how many were not
         finite, of weights and moments. No bit depends on it; updates take longer.
+    verbose: prints which weights of the model are fused, and why not the rest.
 
     Parameters are fp32 or bf16 on the CPU. RuntimeError where one is not, or an argument cannot be met.
 """
@@ -60,10 +63,23 @@ def _canonical(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
+class StoredGradientWarning(UserWarning):
+    """A weight got an ordinary gradient, which takes the memory that it would take without this library."""
+
+
 class FusedOptimizer(torch.optim.Optimizer):
-    """What the optimizers share. To be named before the class of ``torch.optim`` that it stands in for."""
+    """What the optimizers share. To be named before the class of ``torch.optim`` that it stands in for.
+
+    ``param_groups`` and ``state`` are what they are in torch: who changes them, or puts others in their place, changes
+    what the next step does.
+    """
 
     _rule: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__signature__" not in vars(cls):
+            cls.__signature__ = _signature(cls)
 
     def __init__(
         self,
@@ -76,13 +92,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         weight_format: WeightFormat | None = None,
         seed: int = 0,
         count_rounding: bool = False,
+        verbose: bool = False,
         **kwargs: Any,
     ) -> None:
         self._options = (schedule, collapse, exact, state_format, weight_format, seed, count_rounding)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         self._names = WeakIdKeyDictionary()  # of parameters, where they are known
+        self._told_of: set[tuple[int, str]] = set()
         if isinstance(params, nn.Module):
-            fuse(params)
+            fuse(params, verbose=verbose)
             self._names.update({p: name for name, p in params.named_parameters()})
             params = params.parameters()
         # Our update is always fused; torch's own switches would only bring their restrictions along.
@@ -90,29 +108,42 @@ class FusedOptimizer(torch.optim.Optimizer):
             kwargs.pop(switch, None)
         super().__init__(params, *args, **kwargs)
         self._engine.check_formats()
-        self._warn_if_nothing_is_fused()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._follow()
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            self._engine.check_group(group)
-            self._hold(group)
+            self._hold(self.param_groups[-1])
         except RuntimeError:
             self.param_groups.pop()
             self._bind()
             raise
 
-    def _bind(self) -> None:
-        """Makes the engine anew for the param groups as they are: what it knew of updates is in the state."""
-        self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
-        for group in self.param_groups:
-            self._hold(group)
+    def _follow(self) -> None:
+        """Looks whether the param groups are those that the engine knows, and lets it know them where they are not."""
+        if not self._engine.follows():
+            self._bind()
+
+    def _bind(self, check_state: bool = False) -> None:
+        """Lets the engine know the param groups as they are or, where one is refused, leaves it as it was."""
+        self._engine.begin_following()
+        try:
+            for group in self.param_groups:
+                self._hold(group)
+            if check_state:
+                self._engine.check_state()
+        except BaseException:
+            self._engine.cancel_following()
+            raise
+        self._engine.finish_following()
 
     def _hold(self, group: dict[str, Any]) -> None:
+        self._engine.check_group(group)
         for parameter, name in zip(group["params"], self._noise_names(group), strict=True):
             self._engine.add(parameter, group, name, is_embedding(parameter))
             note_held(parameter)
+            if is_unfused(parameter):
+                _C.set_recording(parameter, False)
 
     def _noise_names(self, group: dict[str, Any]) -> list[str]:
         """What the noise of each parameter is keyed by: its name or, without one, its place. In a checkpoint, so that a
@@ -128,6 +159,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 f'param_groups: the noise of this checkpoint is mapped as version {noise["mapping"]}, and this library '
                 f"maps it as version {_NOISE_MAPPING}; go on with the version that wrote it"
             )
+        if len(noise["names"]) != len(group["params"]):  # somebody has put parameters in or taken some out
+            noise["names"] = self._parameter_names(group)
         return noise["names"]
 
     @property
@@ -158,18 +191,54 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        self._follow()
         self._engine.step()
+        self._warn_of_stored()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch."""
+        self._follow()
+        super().zero_grad(set_to_none)
+
+    def _warn_of_stored(self) -> None:
+        """Says once of each weight that its gradient was an ordinary one, unless ``fuse`` has said so."""
+        of_groups = [p for group in self.param_groups for p in group["params"]]
+        new: dict[str, list[str]] = {}
+        for ordinary in self._engine.ordinary_gradients():
+            parameter, told = of_groups[ordinary.parameter], (ordinary.parameter, ordinary.reason)
+            if told not in self._told_of and not is_expected_stored(parameter):
+                new.setdefault(ordinary.reason, []).append(self._name_of(ordinary.parameter))
+            self._told_of.add(told)
+        for reason, names in new.items():
+            which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+            warnings.warn(
+                f"the gradient of {which} is stored, as without this library: {reason} (said once; "
+                "forge_optim.report(optimizer).ordinary names all)",
+                StoredGradientWarning,
+                stacklevel=user_stacklevel(),
+            )
+
+    def _name_of(self, place: int) -> str:
+        return [name for group in self.param_groups for name in self._parameter_names(group)][place]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but moments keep the dtype that they were saved in (or get ``state_format``)."""
+        """As in torch, but moments keep the dtype that they were saved in (or get ``state_format``).
+
+        Where the state is refused, everything stays as it was.
+        """
+        before = {"state": self.state, "param_groups": self.param_groups}  # torch puts new ones in their place
         seen: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
         try:
             super().load_state_dict(state_dict)
+            self._restore_dtypes(seen[-1])
+            self._bind(check_state=True)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
         finally:
             hook.remove()
-        self._restore_dtypes(seen[-1])
-        self._bind()
+        self._engine.forget_rounding()
 
     def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
         """torch casts every floating-point state to its parameter's dtype."""
@@ -186,21 +255,30 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
-            self._names = WeakIdKeyDictionary()
-            self._bind()
+            self._names, self._told_of = WeakIdKeyDictionary(), set()
+            self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
+            for group in self.param_groups:
+                self._hold(group)
 
     def reset_peak_memory(self) -> None:
         """The peaks in ``forge_optim.report`` start again from now."""
         self._engine.reset_peak_memory()
 
-    def _warn_if_nothing_is_fused(self) -> None:
-        matrices = [p for group in self.param_groups for p in group["params"] if p.dim() == 2]
-        if matrices and not any(is_fused(p) for p in matrices):
-            warnings.warn(
-                "no parameter belongs to a fused module, so that every gradient is stored as without this library; "
-                "call forge_optim.fuse(model) first, or pass the model itself",
-                stacklevel=4,
-            )
+
+def _signature(cls: type[FusedOptimizer]) -> inspect.Signature:
+    """What a class's constructor takes by name: its own arguments, or its namesake's, and those of all optimizers here.
+    Training loops choose the keywords that they pass by it."""
+    after = cls.__mro__[cls.__mro__.index(FusedOptimizer) + 1]
+    init = cls.__init__ if cls.__init__ is not FusedOptimizer.__init__ else after.__init__
+    kinds = inspect.Parameter
+    own = [p for p in inspect.signature(init).parameters.values() if p.name != "self"]
+    names = {p.name for p in own}
+    shared = [
+        p
+        for p in inspect.signature(FusedOptimizer.__init__).parameters.values()
+        if p.kind is kinds.KEYWORD_ONLY and p.name not in names
+    ]
+    return inspect.Signature([*(p for p in own if p.kind is not kinds.VAR_KEYWORD), *shared])
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):

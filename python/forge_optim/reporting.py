@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from . import _C
@@ -55,7 +56,10 @@ class Report:
     dense_gradients: int
     peak_gradient: int  # of held terms and dense gradients together
     collapses: int  # how often terms were multiplied out
-    reasons: dict[str, int] = field(default_factory=dict)  # the same by reason
+    # The same by reason, and how often matrices got an ordinary gradient by reason.
+    reasons: dict[str, int] = field(default_factory=dict)
+    ordinary: dict[str, str] = field(default_factory=dict)  # the names of these matrices, each with its (last) reason
+    not_finite: str | None = None  # whose gradient was first found not to be finite since the last step
     kernels: str = ""  # the instruction set that the kernels run on
     rounding: Rounding | None = None  # with count_rounding
 
@@ -70,6 +74,8 @@ class Report:
         lines = [f"{name:18}{size / 2**20:12.2f} MiB" for name, size in sizes.items()]
         lines.append(f"{'collapses':18}{self.collapses:12}")
         lines += [f"  {count} × {reason}" for reason, count in self.reasons.items()]
+        lines += [f"  stored: {name} ({reason})" for name, reason in self.ordinary.items()]
+        lines += [f"  not finite: {self.not_finite}"] if self.not_finite else []
         lines.append(f"{'kernels':18}{self.kernels:>12}")
         if self.rounding:
             lines.append(str(self.rounding))
@@ -82,23 +88,35 @@ def report(optimizer: FusedOptimizer) -> Report:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"report: {type(optimizer).__name__} is no optimizer of forge_optim")
-    now, peak = optimizer._engine.memory(), optimizer._engine.peak_memory()
+    optimizer._follow()
+    engine = optimizer._engine
+    now, peak, stored = engine.memory(), engine.peak_memory(), engine.ordinary_gradients()
+    names, not_finite = _names(optimizer), engine.not_finite()
+    reasons = Counter(engine.collapses())
+    for of_one in stored:
+        reasons[of_one.reason] += of_one.times
     return Report(
-        weights=now["weights"],
-        state=now["state"],
-        held_terms=now["held_terms"],
-        dense_gradients=now["dense_gradients"],
-        peak_gradient=peak["gradients"],
-        collapses=now["collapses"],
-        reasons=optimizer._engine.collapses,
+        weights=now.weights,
+        state=now.state,
+        held_terms=now.held_terms,
+        dense_gradients=now.dense_gradients,
+        peak_gradient=peak.gradients,
+        collapses=now.collapses,
+        reasons=dict(reasons),
+        ordinary={names[of_one.parameter]: of_one.reason for of_one in stored},
+        not_finite=None if not_finite is None else names[not_finite],
         kernels=_C.kernels(),
         rounding=_rounding(optimizer) if optimizer._counts_rounding else None,
     )
 
 
+def _names(optimizer: FusedOptimizer) -> list[str]:
+    return [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
+
+
 def _rounding(optimizer: FusedOptimizer) -> Rounding:
     counted = optimizer._engine.rounding()
-    names = [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
+    names = _names(optimizer)
     parameters: dict[str, dict[str, RoundingCount]] = {}
     for place, matrix, count in counted["matrices"]:
         parameters.setdefault(names[place], {})[matrix] = RoundingCount(*count)

@@ -20,6 +20,7 @@ from models import (  # noqa: E402
     difference,
     forge_optimizer,
     mlp,
+    mlp_loss,
     points,
     rules,
     schedules,
@@ -171,7 +172,6 @@ def odd_parameter(kind):
         "fp16": lambda: nn.Parameter(two.half()),
         "complex": lambda: nn.Parameter(two.to(torch.complex64)),
         "expanded": lambda: nn.Parameter(torch.zeros(1, 2).expand(2, 2)),
-        "with gaps": lambda: nn.Parameter(torch.zeros(2, 4)[:, ::2]),
         "sparse": lambda: nn.Parameter(two.to_sparse()),
     }[kind]()
 
@@ -183,7 +183,6 @@ def odd_parameter(kind):
         ("fp16", "Half"),
         ("complex", "ComplexFloat"),
         ("expanded", "strides"),
-        ("with gaps", "strides"),
         ("sparse", "[Ss]parse"),
     ],
 )
@@ -210,15 +209,31 @@ def test_a_model_gives_the_groups_that_its_parameters_give():
     assert forge.AdamW(model.named_parameters()).param_groups[0]["param_names"] == names
 
 
-def test_parameters_of_a_model_that_is_not_fused_are_warned_of():
-    with pytest.warns(UserWarning, match=r"call forge_optim\.fuse\(model\) first"):
-        forge.AdamW(mlp().parameters())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+def test_weights_are_recorded_however_they_are_handed_over():
+    for params in (lambda m: m, lambda m: m.parameters(), lambda m: [{"params": [p]} for p in m.parameters()]):
         model = mlp()
-        forge.AdamW(model)
-        forge.AdamW(model.parameters())
-        forge.AdamW([nn.Parameter(torch.zeros(3))])  # nothing there could be fused
+        optimizer = forge.AdamW(params(model))
+        mlp_loss(model, points(0)).backward()
+        assert all(isinstance(p.grad, forge.FactoredGrad) == (p.dim() == 2) for p in model.parameters())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+
+
+def test_weights_whose_gradients_are_stored_are_warned_of_once_at_the_users_line():
+    model = mlp()
+    optimizer = forge.AdamW(model.parameters())
+    model[0].weight.register_hook(lambda g: None)
+    for seen in (["stored, as without this library: the weight has gradient hooks"], []):
+        mlp_loss(model, points(0)).backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert len(caught) == len(seen) and all(s in str(w.message) for s, w in zip(seen, caught, strict=True))
+        assert all(w.filename == __file__ and w.category is forge.StoredGradientWarning for w in caught)
+    assert forge.report(optimizer).ordinary == {"0": "the weight has gradient hooks"}
+    assert forge.report(optimizer).reasons["the weight has gradient hooks"] == 2
+    assert "stored: 0 (the weight has gradient hooks)" in str(forge.report(optimizer))
 
 
 # ---- Parameters of all kinds -----------------------------------------------------------------------------
@@ -332,17 +347,24 @@ def test_a_moment_that_was_made_contiguous_elsewhere_is_read_right():
 
 
 @schedules
-def test_a_sparse_gradient_is_refused_in_one_sentence(schedule):
-    model = nn.Embedding(5, 4, sparse=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optimizer = forge.AdamW(model, schedule=schedule)
-    before = model.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="[Ss]parse") as refusal:
-        model(torch.tensor([1, 2])).sum().backward()
-        optimizer.step()
-    assert "\n" not in str(refusal.value)
-    assert torch.equal(model.weight, before)
+def test_an_embedding_with_sparse_gradients_trains_as_with_torch(schedule):
+    pairs = both(nn.Embedding(5, 4, sparse=True), "SGD", schedule, lr=0.1)
+    for model, optimizer in pairs:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.tensor([1, 2, 1])).square().sum().backward()
+            optimizer.step()
+    assert_same_weights(pairs[1][0], pairs[0][0], "SGD")
+    assert forge.report(pairs[1][1]).ordinary == {}
+
+
+def test_a_sparse_gradient_that_the_user_made_is_what_its_numbers_are():
+    dense, sparse = (nn.Parameter(torch.ones(5, 4)) for _ in range(2))
+    dense.grad = torch.eye(5, 4)
+    sparse.grad = dense.grad.to_sparse()
+    for p in (dense, sparse):
+        forge.AdamW([p], lr=0.1).step()
+    assert torch.equal(dense, sparse)
 
 
 def test_a_gradient_that_the_user_made_is_used():

@@ -250,10 +250,6 @@ def test_the_hooks_of_all_optimizers_fire():
     assert seen == [optimizer]
 
 
-def sparse_gradient(model, optimizer):
-    model[4].bias.grad = torch.ones(7).to_sparse()
-
-
 def moment_of_another_shape(model, optimizer):
     state = optimizer.state[model[4].weight]
     key = next(key for key in state if key != "step")
@@ -275,7 +271,6 @@ def parameter_that_became_fp64(model, optimizer):
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (sparse_gradient, "[Ss]parse"),
         (moment_of_another_shape, r"\[3, 3\]"),
         (X_changed_in_place, "changed in place"),
         (parameter_that_became_fp64, "Double"),

@@ -270,7 +270,7 @@ def test_what_cannot_work_is_refused_before_anything_is_changed(tmp_path, capsys
         forge.hf.optimizer(model, arguments(tmp_path, **changes), **options)
     assert "\n" not in str(refusal.value)
     assert capsys.readouterr().out == ""
-    assert not any(isinstance(module, forge.fusion.Fused) for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_device_that_is_not_the_cpu_is_refused():
@@ -330,9 +330,6 @@ def test_lora_trains_as_with_torch_and_its_frozen_bases_are_left_alone(tmp_path,
     start = lora()
     theirs = fit(trainer_of_torch(lora(), args, rule))
     ours = fit(trainer_of_forge(lora(), args, rule, collapse="never"))
-    for name, module in ours.model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            assert isinstance(module, forge.fusion.Fused) == ("lora_" in name), name
     trainable = [[p for p in model.parameters() if p.requires_grad] for model in (ours.model, theirs.model, start)]
     frozen = [[p for p in model.parameters() if not p.requires_grad] for model in (ours.model, start)]
     assert len(trainable[0]) == 2 * 3 * 2

@@ -20,6 +20,7 @@ from models import (  # noqa: E402
     both,
     difference,
     forge_optimizer,
+    is_factored,
     kinds,
     make,
     mlp,
@@ -297,21 +298,25 @@ class Fed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "layer, x, said",
+    "layer, x",
     [
-        (nn.Linear(3, 4), torch.ones(2, 5), "x is \\[2, 5\\], expected \\(…, 3\\)"),
-        (nn.Linear(3, 4), torch.ones(2, 3).double(), "x is Double and the weight Float"),
-        (nn.Embedding(3, 4), torch.tensor([0, 3]), "index 3 is outside the weight's 3 rows"),
-        (nn.Embedding(3, 4), torch.tensor([-1]), "index -1 is outside"),
+        (nn.Linear(3, 4), torch.ones(2, 5)),
+        (nn.Linear(3, 4), torch.ones(2, 3).double()),
+        (nn.Linear(3, 4), torch.ones(2, 3, dtype=torch.long)),
+        (nn.Embedding(3, 4), torch.tensor([0, 3])),
+        (nn.Embedding(3, 4), torch.tensor([-1])),
+        (nn.Embedding(3, 4), torch.tensor([0.0])),
     ],
 )
-def test_wrong_input_of_a_layer_is_refused_in_one_sentence(layer, x, said):
-    layer = copy.deepcopy(layer)
-    optimizer = forge.SGD(layer, lr=0.1)
-    with pytest.raises(RuntimeError, match=said) as refusal:
-        layer(x)
-    assert "\n" not in str(refusal.value)
-    del optimizer
+def test_wrong_input_of_a_layer_raises_what_torch_raises(layer, x):
+    said = []
+    for module, held in ((layer, False), (copy.deepcopy(layer), True)):
+        optimizer = forge.SGD(module, lr=0.1) if held else None
+        with pytest.raises((RuntimeError, IndexError)) as refusal:
+            module(x)
+        said.append((refusal.type, str(refusal.value)))
+        del optimizer
+    assert said[0] == said[1]
 
 
 def test_a_smaller_index_dtype_is_taken_as_torch_takes_it():
@@ -322,13 +327,35 @@ def test_a_smaller_index_dtype_is_taken_as_torch_takes_it():
     assert_same_weights(pairs[1][0], pairs[0][0], "SGD")
 
 
-def test_functional_calls_of_torch_on_a_fused_weight_get_ordinary_gradients():
-    pairs = both(nn.Linear(4, 3), "SGD", lr=0.1)
+PAST_THE_MODULE = {
+    "F.linear": (lambda x, w: F.linear(x, w), True),
+    "F.linear of a cast": (lambda x, w: F.linear(x.bfloat16(), w.bfloat16()).float(), True),
+    "@": (lambda x, w: x @ w.t(), True),
+    "@ of .T": (lambda x, w: x @ w.T, True),
+    "@ from the left": (lambda x, w: (w @ x.t()).t(), True),
+    "torch.mm": (lambda x, w: torch.mm(x, w.t()), False),
+    "einsum": (lambda x, w: torch.einsum("ti,oi->to", x, w), False),
+    "F.linear of a part": (lambda x, w: F.linear(x, w[:2]), False),
+    "F.linear of a scaled weight": (lambda x, w: F.linear(x, w * 2), False),
+}
+
+
+@schedules
+@pytest.mark.parametrize("use", PAST_THE_MODULE)
+@pytest.mark.filterwarnings("ignore::forge_optim.StoredGradientWarning")
+def test_a_weight_that_is_used_past_its_module_is_recorded_or_named(use, schedule):
+    product, recorded = PAST_THE_MODULE[use]
+    pairs = both(nn.Linear(4, 3), "SGD", schedule, lr=0.1)
     for model, optimizer in pairs:
-        F.linear(torch.ones(2, 4), model.weight).square().sum().backward()
-        assert type(model.weight.grad) is torch.Tensor
+        product(torch.linspace(-1, 1, 8).view(2, 4), model.weight).square().sum().backward()
+        if model is pairs[1][0] and schedule == "at_step":
+            assert is_factored(model.weight) == recorded
         optimizer.step()
-    assert_same_weights(pairs[1][0], pairs[0][0], "SGD")
+    if "cast" in use:  # torch rounds the gradient to bf16, of which a 256th of its size is left out of lr times it
+        assert difference(pairs[1][0], pairs[0][0]) < 1e-3
+    else:
+        assert_same_weights(pairs[1][0], pairs[0][0], "SGD")
+    assert list(forge.report(pairs[1][1]).ordinary) == ([] if recorded else ["weight"])
 
 
 @schedules
