@@ -24,11 +24,13 @@ struct TextSource {
 };
 
 // Reads files, and folders with all their files in the order of their paths; what is hidden in a folder (.name), empty
-// or not text is passed over. A file that is named itself must be text. Stops before the document that would go above
-// max_bytes (0: no limit), but never before the first.
-// Throws Error where a path is absent or unreadable and where no text is found.
+// or not text is passed over. A file that is named itself must be text; it may be a pipe that somebody writes to. Stops
+// before the document that would go above max_bytes (0: no limit), but never before the first. Throws Error where a
+// path is absent or unreadable and where no text is found.
 TextSource read_text(const std::vector<std::filesystem::path>& paths, std::int64_t max_bytes = 0);
 
 bool is_utf8(std::string_view text);
+// With U+FFFD for each byte that belongs to no character.
+std::string as_utf8(std::string_view text);
 
 }  // namespace forge::app

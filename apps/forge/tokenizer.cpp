@@ -3,6 +3,7 @@
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "forge/base/error.h"
@@ -14,7 +15,21 @@ using sentencepiece::SentencePieceProcessor;
 
 constexpr int kBytes = 256;
 
-// Hands out the lines of all documents. The newline itself stays a byte, so no piece reaches across lines.
+// SentencePiece passes over longer lines without a word (its max_sentence_length).
+constexpr std::size_t kLongestLine = 4192;
+
+// Where to cut a line for training: in front of the last space within the limit, else between two characters.
+std::size_t cut(std::string_view line) {
+  if (line.size() <= kLongestLine) return line.size();
+  const std::size_t space = line.rfind(' ', kLongestLine);
+  if (space != std::string_view::npos && space > 0) return space;
+  std::size_t end = kLongestLine;
+  while ((static_cast<unsigned char>(line[end]) & 0xC0) == 0x80) --end;
+  return end;
+}
+
+// Hands out the lines of all documents, long ones in parts, so that all text counts. The newline itself stays a byte,
+// so no piece reaches across lines.
 class Lines final : public sentencepiece::SentenceIterator {
  public:
   explicit Lines(const std::vector<Document>& documents) : documents_(documents) { Next(); }
@@ -32,8 +47,9 @@ class Lines final : public sentencepiece::SentenceIterator {
   void take_line() {
     const std::string& text = documents_[document_].text;
     const std::size_t end = std::min(text.find('\n', offset_), text.size());
-    line_.assign(text, offset_, end - offset_);
-    offset_ = end + 1;
+    line_ = text.substr(offset_, cut(std::string_view(text).substr(offset_, end - offset_)));
+    offset_ += line_.size();
+    if (offset_ == end) ++offset_;
     if (offset_ >= text.size()) {
       ++document_;
       offset_ = 0;
@@ -56,6 +72,7 @@ std::unordered_map<std::string, std::string> training_options(std::int64_t vocab
           {"allow_whitespace_only_pieces", "true"},
           {"split_digits", "true"},
           {"character_coverage", "0.9995"},
+          {"max_sentence_length", std::to_string(kLongestLine)},
           {"minloglevel", "2"}};
 }
 

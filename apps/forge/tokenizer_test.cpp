@@ -49,6 +49,17 @@ TEST(Tokenizer, HasPiecesForIndentation) {
   EXPECT_LT(tokenizer.encode("        ").size(), 3u);
 }
 
+// A word that only stands in lines longer than SentencePiece takes; its letters stand everywhere.
+TEST(Tokenizer, LearnsFromLongLines) {
+  const std::string short_lines = "z q w x\n";
+  for (const std::string& between : {std::string(" "), std::string(""), std::string("é")}) {
+    std::string line;
+    while (line.size() < 20'000) line += "zqwx" + between;
+    const Tokenizer tokenizer = Tokenizer::train({{"a", short_lines + line + "\n" + short_lines}}, 266);
+    EXPECT_LE(tokenizer.encode("zqwx").size(), 2u) << '"' << between << '"';
+  }
+}
+
 TEST(Tokenizer, TrainsTheSameModelAgain) {
   EXPECT_EQ(Tokenizer::train(documents(), 320).serialized(), Tokenizer::train(documents(), 320).serialized());
 }
