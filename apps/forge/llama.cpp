@@ -7,6 +7,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
@@ -14,7 +15,7 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
 
-#include <algorithm>
+#include <set>
 #include <utility>
 
 #include "forge/base/error.h"
@@ -31,6 +32,11 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return weight * (wide * scale).to(x.scalar_type());
 }
 
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kFinalNorm = "model.norm.weight";
+constexpr const char* kHead = "lm_head.weight";
+std::string prefix_of(std::int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
 // x (B, heads, S, head_dim): the halves (a, b) of each head turn into (a cos − b sin, b cos + a sin).
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const std::int64_t half = x.size(-1) / 2;
@@ -44,26 +50,35 @@ Llama::Llama(const LlamaConfig& config, at::ScalarType dtype, std::uint64_t seed
     : config_(config), dtype_(dtype), device_(device) {
   config.validate();
   at::Generator random = at::detail::createCPUGenerator(seed);
-  embedding_ = matrix("model.embed_tokens.weight", config.vocab, config.hidden, random);
+  embedding_ = matrix(kEmbedding, config.vocab, config.hidden, random);
   for (std::int64_t i = 0; i < config.layers; ++i) layers_.push_back(make_layer(i, random));
-  final_norm_ = norm("model.norm.weight");
-  head_ = config.tied ? embedding_ : matrix("lm_head.weight", config.vocab, config.hidden, random);
+  final_norm_ = norm(kFinalNorm);
+  head_ = config.tied ? embedding_ : matrix(kHead, config.vocab, config.hidden, random);
+}
+
+std::vector<std::int64_t> Llama::Part::shape() const {
+  return in == 0 ? std::vector<std::int64_t>{out} : std::vector<std::int64_t>{out, in};
+}
+
+std::vector<Llama::Part> Llama::parts(const LlamaConfig& c) {
+  const std::int64_t queries = c.heads * c.head_dim, keys = c.kv_heads * c.head_dim;
+  return {{&Layer::input_norm, "input_layernorm.weight", c.hidden, 0},
+          {&Layer::q, "self_attn.q_proj.weight", queries, c.hidden},
+          {&Layer::k, "self_attn.k_proj.weight", keys, c.hidden},
+          {&Layer::v, "self_attn.v_proj.weight", keys, c.hidden},
+          {&Layer::o, "self_attn.o_proj.weight", c.hidden, queries},
+          {&Layer::post_norm, "post_attention_layernorm.weight", c.hidden, 0},
+          {&Layer::gate, "mlp.gate_proj.weight", c.intermediate, c.hidden},
+          {&Layer::up, "mlp.up_proj.weight", c.intermediate, c.hidden},
+          {&Layer::down, "mlp.down_proj.weight", c.hidden, c.intermediate}};
 }
 
 Llama::Layer Llama::make_layer(std::int64_t index, at::Generator& random) {
-  const std::string prefix = "model.layers." + std::to_string(index) + ".";
-  const std::int64_t hidden = config_.hidden, wide = config_.intermediate;
-  const std::int64_t queries = config_.heads * config_.head_dim, keys = config_.kv_heads * config_.head_dim;
   Layer layer;
-  layer.input_norm = norm(prefix + "input_layernorm.weight");
-  layer.q = matrix(prefix + "self_attn.q_proj.weight", queries, hidden, random);
-  layer.k = matrix(prefix + "self_attn.k_proj.weight", keys, hidden, random);
-  layer.v = matrix(prefix + "self_attn.v_proj.weight", keys, hidden, random);
-  layer.o = matrix(prefix + "self_attn.o_proj.weight", hidden, queries, random);
-  layer.post_norm = norm(prefix + "post_attention_layernorm.weight");
-  layer.gate = matrix(prefix + "mlp.gate_proj.weight", wide, hidden, random);
-  layer.up = matrix(prefix + "mlp.up_proj.weight", wide, hidden, random);
-  layer.down = matrix(prefix + "mlp.down_proj.weight", hidden, wide, random);
+  for (const Part& part : parts(config_)) {
+    const std::string name = prefix_of(index) + part.name;
+    layer.*part.tensor = part.in == 0 ? norm(name) : matrix(name, part.out, part.in, random);
+  }
   return layer;
 }
 
@@ -119,22 +134,37 @@ at::Tensor Llama::loss(const at::Tensor& windows) const {
   return at::cross_entropy_loss(scores.flatten(0, 1).to(at::kFloat), windows.narrow(1, 1, seq).flatten().to(device_));
 }
 
-void Llama::load(const std::map<std::string, at::Tensor>& values) {
-  at::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : parameters_) {
-    const auto found = values.find(name);
-    check(found != values.end(), "--init: the weights have no ", name, "; the folder must hold a whole Llama");
-    check(found->second.sizes() == tensor.sizes(), "--init: ", name, " is ", found->second.sizes(), ", expected ",
-          tensor.sizes(), " by config.json");
-  }
-  for (const auto& [name, value] : values) {
-    const bool known =
-        std::any_of(parameters_.begin(), parameters_.end(), [&](const auto& p) { return p.name == name; });
-    const bool copy_of_tied_head = config_.tied && name == "lm_head.weight";
-    check(known || copy_of_tied_head, "--init: ", name,
+void Llama::check_shapes(const LlamaConfig& config, const Shapes& shapes) {
+  std::set<std::string> known;
+  const auto expect = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    const auto found = shapes.find(name);
+    check(found != shapes.end(), "--init: the weights have no ", name, "; the folder must hold a whole Llama");
+    check(found->second == shape, "--init: ", name, " is ", at::IntArrayRef(found->second), ", expected ",
+          at::IntArrayRef(shape), " by config.json");
+    known.insert(name);
+  };
+  expect(kEmbedding, {config.vocab, config.hidden});
+  for (std::int64_t i = 0; i < config.layers; ++i)
+    for (const Part& part : parts(config)) expect(prefix_of(i) + part.name, part.shape());
+  expect(kFinalNorm, {config.hidden});
+  if (!config.tied) expect(kHead, {config.vocab, config.hidden});
+  for (const auto& [name, unused] : shapes) {
+    const bool copy_of_tied_head = config.tied && name == kHead;
+    check(known.contains(name) || copy_of_tied_head, "--init: ", name,
           " belongs to no plain Llama; such a model cannot be trained here");
   }
-  for (const auto& [name, tensor] : parameters_) at::Tensor(tensor).copy_(values.at(name));
+}
+
+void Llama::load(const std::map<std::string, at::Tensor>& values) {
+  at::NoGradGuard no_grad;
+  Shapes shapes;
+  for (const auto& [name, value] : values) shapes[name] = value.sizes().vec();
+  check_shapes(config_, shapes);
+  for (const auto& [name, tensor] : parameters_) {
+    at::Tensor(tensor).copy_(values.at(name));
+    check(at::isfinite(tensor).all().item<bool>(), "--init: ", name,
+          " has values that are not finite, of which training makes nothing; start from a whole model");
+  }
 }
 
 }  // namespace forge::app

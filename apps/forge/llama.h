@@ -16,6 +16,9 @@ struct NamedTensor {
   at::Tensor tensor;
 };
 
+// By a tensor's name.
+using Shapes = std::map<std::string, std::vector<std::int64_t>>;
+
 // A Llama as transformers defines it: RMSNorm before each half, rotary positions on the two halves of a head, grouped
 // key-value heads, SwiGLU. Every matrix goes through forge::linear or forge::embedding, so that an optimizer of this
 // library can hold its gradient as an expression.
@@ -33,14 +36,25 @@ class Llama {
   const std::vector<NamedTensor>& parameters() const { return parameters_; }
   const LlamaConfig& config() const { return config_; }
 
-  // Copies values in, in the weights' own dtype. Throws Error where a parameter is missing, unknown or of another
-  // shape.
+  // Throws Error where these are not the parameters of such a model: one is missing, unknown or of another shape.
+  // Allocates nothing of the model's size, so that a config can be compared with its weights before it is acted on.
+  static void check_shapes(const LlamaConfig& config, const Shapes& shapes);
+  // Copies values in, in the weights' own dtype. Throws Error as check_shapes does and where a value is not finite.
   void load(const std::map<std::string, at::Tensor>& values);
 
  private:
   struct Layer {
     at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
   };
+  // One of a layer's tensors: (out, in), or a norm of `out` where `in` is 0.
+  struct Part {
+    at::Tensor Layer::*tensor;
+    const char* name;
+    std::int64_t out, in;
+    std::vector<std::int64_t> shape() const;
+  };
+  static std::vector<Part> parts(const LlamaConfig& config);
+
   struct Rotation {
     at::Tensor cos, sin;  // (S, head_dim)
   };

@@ -1,6 +1,7 @@
 #include "apps/forge/llama_config.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "forge/base/error.h"
 
@@ -9,6 +10,8 @@ namespace {
 
 constexpr std::int64_t kHeadDim = 64;
 constexpr std::int64_t kDefaultPositions = 2048;
+// Ids are of 32 bits, and a product of two sizes is counted in 64.
+constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
 
 LlamaConfig preset_of(const std::string& name) {
   std::string known;
@@ -19,7 +22,12 @@ LlamaConfig preset_of(const std::string& name) {
   fail("--preset: there is no ", name, "; the presets are ", known);
 }
 
+void check_size(std::int64_t size) {
+  check(size <= kLargest, "model: a size of ", size, " is above ", kLargest, "; give less");
+}
+
 void follow_hidden(LlamaConfig& config, std::int64_t hidden) {
+  check_size(hidden);
   config.hidden = hidden;
   config.heads = config.kv_heads = std::max<std::int64_t>(1, hidden / kHeadDim);
   config.intermediate = (hidden * 8 / 3 + 31) / 32 * 32;
@@ -44,6 +52,12 @@ const std::vector<Preset>& presets() {
 void LlamaConfig::validate() const {
   const bool positive = std::min({vocab, hidden, intermediate, layers, heads, kv_heads, head_dim}) > 0;
   check(positive, "model: every size must be at least 1");
+  check_size(std::max({vocab, hidden, intermediate, layers, heads, kv_heads, head_dim}));
+  constexpr double kFinite = std::numeric_limits<float>::max();
+  check(0 < rope_theta && rope_theta <= kFinite, "model: a base of the rotary positions of ", rope_theta,
+        " is not above 0 and finite in fp32");
+  check(0 <= norm_eps && norm_eps <= kFinite, "model: an epsilon of the norms of ", norm_eps,
+        " is negative or not finite in fp32");
   check(heads % kv_heads == 0, "model: --heads ", heads, " is no multiple of --kv-heads ", kv_heads,
         "; every key-value head serves the same number of heads");
   check(head_dim % 2 == 0, "model: heads of ", head_dim,
@@ -51,10 +65,11 @@ void LlamaConfig::validate() const {
         "hidden / heads is even");
 }
 
-std::int64_t LlamaConfig::parameters() const {
-  const std::int64_t attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim;
-  const std::int64_t layer = attention + 3 * hidden * intermediate + 2 * hidden;
-  return (tied ? 1 : 2) * vocab * hidden + layers * layer + hidden;
+double LlamaConfig::parameters() const {
+  const auto attention = static_cast<double>(heads + kv_heads) * static_cast<double>(head_dim);
+  const double layer = 2 * attention + static_cast<double>(3 * intermediate + 2);
+  const double rows = static_cast<double>((tied ? 1 : 2) * vocab + 1) + static_cast<double>(layers) * layer;
+  return rows * static_cast<double>(hidden);
 }
 
 LlamaConfig make_config(const ShapeOptions& shape, std::int64_t vocab, std::int64_t seq) {

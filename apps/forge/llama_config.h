@@ -23,7 +23,8 @@ struct LlamaConfig {
 
   // Throws Error where the sizes contradict each other.
   void validate() const;
-  std::int64_t parameters() const;
+  // Exact below 2^53, and no overflow for sizes that no memory holds.
+  double parameters() const;
 };
 
 struct Preset {

@@ -25,6 +25,20 @@ TEST(LlamaConfig, RefusesShapesThatContradict) {
   EXPECT_THROW(make_config({.hidden = 9, .heads = 3}, 100, 64), Error);
 }
 
+TEST(LlamaConfig, RefusesSizesThatCannotBeCounted) {
+  for (std::int64_t LlamaConfig::*size : {&LlamaConfig::vocab, &LlamaConfig::hidden, &LlamaConfig::layers}) {
+    LlamaConfig config = small();
+    config.*size = std::int64_t{1} << 40;
+    EXPECT_THROW(config.validate(), Error);
+  }
+  EXPECT_THROW(make_config({.hidden = std::int64_t{1} << 62}, 100, 64), Error);
+  EXPECT_THROW(make_config({.rope_theta = HUGE_VAL}, 100, 64), Error);
+  EXPECT_THROW(make_config({.norm_eps = 1e39}, 100, 64), Error);
+  LlamaConfig large = small();
+  large.vocab = large.hidden = large.intermediate = large.layers = large.head_dim = (std::int64_t{1} << 31) - 1;
+  EXPECT_GT(large.parameters(), 1e27);
+}
+
 TEST(LlamaConfig, PresetsAreTheSizesTheyName) {
   EXPECT_NEAR(make_config({.preset = "demo-10m"}, 4096, 256).parameters(), 10e6, 0.5e6);
   EXPECT_NEAR(make_config({.preset = "47m"}, 4096, 256).parameters(), 47e6, 0.5e6);
@@ -73,6 +87,29 @@ TEST(Llama, OfTheSameSeedIsTheSame) {
   const Llama a(small(), at::kFloat, 3), b(small(), at::kFloat, 3), c(small(), at::kFloat, 4);
   EXPECT_TRUE(at::equal(a.parameters()[0].tensor, b.parameters()[0].tensor));
   EXPECT_FALSE(at::equal(a.parameters()[0].tensor, c.parameters()[0].tensor));
+}
+
+TEST(Llama, ComparesAConfigWithItsWeightsBeforeItMakesAModel) {
+  Shapes shapes;
+  const Llama source(small(), at::kFloat, 1);
+  for (const auto& [name, tensor] : source.parameters()) shapes[name] = tensor.sizes().vec();
+  EXPECT_NO_THROW(Llama::check_shapes(small(), shapes));
+  for (std::int64_t LlamaConfig::*size : {&LlamaConfig::vocab, &LlamaConfig::layers, &LlamaConfig::intermediate}) {
+    LlamaConfig config = small();
+    config.*size = 1'000'000'000;
+    EXPECT_THROW(Llama::check_shapes(config, shapes), Error);
+  }
+}
+
+TEST(Llama, RefusesValuesThatAreNotFinite) {
+  for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+    std::map<std::string, at::Tensor> values;
+    const Llama source(small(), at::kFloat, 1);
+    for (const auto& [name, tensor] : source.parameters()) values[name] = tensor.detach().clone();
+    values["model.layers.1.mlp.up_proj.weight"][3][4] = bad;
+    Llama model(small(), at::kFloat, 0);
+    EXPECT_THROW(model.load(values), Error);
+  }
 }
 
 TEST(Llama, LoadsWholeModelsOnly) {

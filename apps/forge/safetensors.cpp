@@ -2,10 +2,12 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "forge/base/error.h"
 
@@ -14,6 +16,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr const char* kMetadata = "__metadata__";
 constexpr std::uint64_t kMaxHeader = 100'000'000;  // the format's own limit
 
 struct NamedType {
@@ -29,22 +32,48 @@ const char* name_of(at::ScalarType dtype) {
   fail("safetensors: cannot write ", dtype, "; fp32, bf16 and fp16 can be written");
 }
 
+// A tensor's bytes are [begin, end) of the data, which follows the header.
+struct Place {
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::uint64_t begin = 0, end = 0;
+};
+
+// Bits of an element, 0 for an unknown type. The layout of a file is checked for all types of the format.
+std::uint64_t bits_of(const std::string& dtype) {
+  static const std::map<std::string, std::uint64_t> all = {
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+      {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+      {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
+  const auto found = all.find(dtype);
+  return found == all.end() ? 0 : found->second;
+}
+
 // One open file and what is said of it when something does not fit.
 class Reader {
  public:
-  explicit Reader(const std::filesystem::path& path) : path_(path), file_(path, std::ios::binary) {
-    require(file_.is_open(), "it cannot be opened");
+  explicit Reader(const std::filesystem::path& path) : path_(path) {
     std::error_code error;
+    require(std::filesystem::is_regular_file(path, error), "it is no file");
+    file_.open(path, std::ios::binary);
+    require(file_.is_open(), "it cannot be opened");
     size_ = std::filesystem::file_size(path, error);
     require(!error && size_ >= 8, "it is shorter than 8 bytes");
     read_header();
+    check_layout();
   }
 
-  std::map<std::string, at::Tensor> tensors() {
+  Shapes shapes() const {
+    Shapes result;
+    for (const auto& [name, place] : places_) result[name] = place.shape;
+    return result;
+  }
+
+  std::map<std::string, at::Tensor> tensors(const std::function<bool(const std::string&)>& wanted) {
     std::map<std::string, at::Tensor> result;
-    for (const auto& [name, entry] : header_.items()) {
-      if (name != "__metadata__") result.emplace(name, tensor(name, entry));
-    }
+    for (const auto& [name, place] : places_)
+      if (wanted(name)) result.emplace(name, tensor(name, place));
     return result;
   }
 
@@ -54,32 +83,78 @@ class Reader {
     check(ok, "safetensors: ", path_, " is damaged or not of this format: ", parts..., "; copy or download it again");
   }
 
+  // The parser would pass over a byte-order mark, and take a NUL for the end.
   void read_header() {
     std::uint64_t length = 0;
     file_.read(reinterpret_cast<char*>(&length), sizeof length);
     require(length <= kMaxHeader && length <= size_ - 8, "its header would take ", length, " of its ", size_, " bytes");
     std::string text(length, '\0');
     file_.read(text.data(), static_cast<std::streamsize>(length));
-    header_ = json::parse(text, nullptr, /*allow_exceptions=*/false);
-    require(header_.is_object(), "its header is not JSON");
+    const std::size_t first = text.find_first_not_of(" \t\r\n");
+    const bool plain = first != std::string::npos && text[first] == '{' && text.find('\0') == std::string::npos;
+    const json header = json::parse(text, nullptr, /*allow_exceptions=*/false);
+    require(plain && header.is_object(), "its header is not JSON");
+    for (const auto& [name, entry] : header.items()) {
+      if (name != kMetadata) places_[name] = place(name, entry);
+    }
+    if (header.contains(kMetadata)) check_metadata(header[kMetadata]);
     data_ = 8 + length;
   }
 
-  at::Tensor tensor(const std::string& name, const json& entry) try {
-    const auto begin = entry.at("data_offsets").at(0).get<std::uint64_t>();
-    const auto end = entry.at("data_offsets").at(1).get<std::uint64_t>();
-    const auto shape = entry.at("shape").get<std::vector<std::int64_t>>();
-    const at::ScalarType dtype = dtype_of(name, entry.at("dtype").get<std::string>());
-    const std::uint64_t bytes = bytes_of(name, shape, dtype);
-    require(begin <= end && end <= size_ - data_ && end - begin == bytes, name, " lies at [", begin, ", ", end,
-            ") and needs ", bytes, " bytes of ", size_ - data_);
-    at::Tensor result = at::empty(shape, dtype);
-    file_.seekg(static_cast<std::streamoff>(data_ + begin));
-    file_.read(static_cast<char*>(result.mutable_data_ptr()), static_cast<std::streamsize>(bytes));
+  void check_metadata(const json& metadata) const {
+    const bool texts =
+        metadata.is_object() && std::ranges::all_of(metadata, [](const json& v) { return v.is_string(); });
+    require(texts || metadata.is_null(), "its ", kMetadata, " is not a map of texts");
+  }
+
+  Place place(const std::string& name, const json& entry) const {
+    const auto member = [&](const char* key) { return entry.is_object() ? entry.value(key, json()) : json(); };
+    const json dtype = member("dtype"), shape = member("shape"), offsets = member("data_offsets");
+    const bool good =
+        dtype.is_string() && bits_of(dtype) != 0 && is_sizes(shape) && is_sizes(offsets) && offsets.size() == 2;
+    require(good, "its entry for ", name, " is ", entry.dump(), ", which describes no tensor");
+    return {dtype, shape, offsets[0], offsets[1]};
+  }
+
+  // Whole numbers that are not negative; the largest that have a sign.
+  static bool is_sizes(const json& list) {
+    constexpr std::uint64_t kLargest = std::numeric_limits<std::int64_t>::max();
+    return list.is_array() && std::ranges::all_of(list, [](const json& size) {
+             return size.is_number_unsigned() && size.get<std::uint64_t>() <= kLargest;
+           });
+  }
+
+  // Tensors lie one behind another from the first byte to the last.
+  void check_layout() const {
+    std::vector<std::pair<std::string, Place>> ordered(places_.begin(), places_.end());
+    std::ranges::sort(ordered, {}, [](const auto& entry) { return std::pair(entry.second.begin, entry.second.end); });
+    std::uint64_t position = 0;
+    for (const auto& [name, place] : ordered) {
+      require(place.begin == position && place.begin <= place.end, name, " lies at [", place.begin, ", ", place.end,
+              ") and the tensor before it ends at ", position);
+      const std::uint64_t bytes = bytes_of(name, place);
+      require(place.end - place.begin == bytes, name, " lies at [", place.begin, ", ", place.end, ") and needs ", bytes,
+              " bytes");
+      position = place.end;
+    }
+    require(position == size_ - data_, "its tensors end at ", position, " of ", size_ - data_, " bytes of data");
+  }
+
+  // Refuses a product that would overflow and one that is no number of bytes.
+  std::uint64_t bytes_of(const std::string& name, const Place& place) const {
+    std::uint64_t bits = bits_of(place.dtype);
+    for (const std::int64_t size : place.shape)
+      require(!__builtin_mul_overflow(bits, static_cast<std::uint64_t>(size), &bits), name, " is larger than any file");
+    require(bits % 8 == 0, name, " ends within a byte");
+    return bits / 8;
+  }
+
+  at::Tensor tensor(const std::string& name, const Place& place) {
+    at::Tensor result = at::empty(place.shape, dtype_of(name, place.dtype));
+    file_.seekg(static_cast<std::streamoff>(data_ + place.begin));
+    file_.read(static_cast<char*>(result.mutable_data_ptr()), static_cast<std::streamsize>(result.nbytes()));
     require(file_.good(), name, " cannot be read");
     return result;
-  } catch (const json::exception&) {
-    fail("safetensors: ", path_, ": the header's entry for ", name, " is not a tensor's; copy or download it again");
   }
 
   at::ScalarType dtype_of(const std::string& tensor, const std::string& name) const {
@@ -89,25 +164,14 @@ class Reader {
     fail("safetensors: ", path_, ": ", tensor, " is of type ", name, "; F32, BF16 and F16 can be read");
   }
 
-  // Refuses a negative size and a product that would overflow.
-  std::uint64_t bytes_of(const std::string& name, const std::vector<std::int64_t>& shape, at::ScalarType dtype) const {
-    std::uint64_t bytes = c10::elementSize(dtype);
-    for (const std::int64_t size : shape) {
-      const bool fits = size >= 0 && (size == 0 || bytes <= size_ / static_cast<std::uint64_t>(size));
-      require(fits, name, " is larger than the file");
-      bytes *= static_cast<std::uint64_t>(size);
-    }
-    return bytes;
-  }
-
   std::filesystem::path path_;
   std::ifstream file_;
   std::uint64_t size_ = 0, data_ = 0;
-  json header_;
+  std::map<std::string, Place> places_;
 };
 
 std::string header_of(const std::vector<NamedTensor>& tensors) {
-  nlohmann::ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
+  nlohmann::ordered_json header = {{kMetadata, {{"format", "pt"}}}};
   std::uint64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     const std::uint64_t end = offset + tensor.nbytes();
@@ -122,7 +186,12 @@ std::string header_of(const std::vector<NamedTensor>& tensors) {
 
 }  // namespace
 
-std::map<std::string, at::Tensor> read_safetensors(const std::filesystem::path& path) { return Reader(path).tensors(); }
+std::map<std::string, at::Tensor> read_safetensors(const std::filesystem::path& path,
+                                                   const std::function<bool(const std::string&)>& wanted) {
+  return Reader(path).tensors(wanted);
+}
+
+Shapes read_safetensors_shapes(const std::filesystem::path& path) { return Reader(path).shapes(); }
 
 void write_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors) {
   const std::string header = header_of(tensors);
@@ -135,7 +204,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Name
     file.write(static_cast<const char*>(values.const_data_ptr()), static_cast<std::streamsize>(values.nbytes()));
   }
   file.close();
-  check(!file.fail(), "safetensors: cannot write ", path, "; is the disk full?");
+  check(!file.fail(), "safetensors: cannot write ", path);
 }
 
 }  // namespace forge::app

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cstring>
 
@@ -54,6 +55,53 @@ TEST(Safetensors, RefuseDamagedFiles) {
   for (const char* header : headers) {
     EXPECT_THROW(read_safetensors(folder.write("bad", file_of(header, data))), Error) << header;
   }
+}
+
+// "a" and "b" are eight bytes each, of sixteen.
+std::string two_at(const std::string& a, const std::string& b) {
+  const auto entry = [](const std::string& place) {
+    return R"({"dtype": "F32", "shape": [2], "data_offsets": )" + place + "}";
+  };
+  return R"({"a": )" + entry(a) + R"(, "b": )" + entry(b) + "}";
+}
+
+// What the format's own library does with each is a test of the program (tests/test_app_safetensors.py).
+TEST(Safetensors, RefuseLayoutsThatAreNotWhole) {
+  const TestFolder folder;
+  const auto read = [&](const std::string& header, std::size_t bytes) {
+    read_safetensors_shapes(folder.write("file", file_of(header, std::string(bytes, '\0'))));
+  };
+  EXPECT_NO_THROW(read(two_at("[0, 8]", "[8, 16]"), 16));
+  EXPECT_NO_THROW(read(two_at("[8, 16]", "[0, 8]"), 16));
+  EXPECT_NO_THROW(read("  {}", 0));
+  EXPECT_THROW(read("{}", 1), Error);
+  EXPECT_THROW(read(two_at("[0, 8]", "[0, 8]"), 16), Error);        // one place
+  EXPECT_THROW(read(two_at("[0, 8]", "[4, 12]"), 12), Error);       // an overlap
+  EXPECT_THROW(read(two_at("[0, 8]", "[12, 20]"), 20), Error);      // a hole
+  EXPECT_THROW(read(two_at("[4, 12]", "[12, 20]"), 20), Error);     // a hole in front
+  EXPECT_THROW(read(two_at("[0, 8]", "[8, 16]"), 17), Error);       // a byte behind
+  EXPECT_THROW(read(two_at("[0, 8]", "[8.0, 16]"), 16), Error);     // a fraction
+  EXPECT_THROW(read(two_at("[0, 8]", "[8, 16, 16]"), 16), Error);   // three
+  EXPECT_THROW(read(two_at("[0, 8]", R"(["8", 16])"), 16), Error);  // a text
+  const std::string whole = two_at("[0, 8]", "[8, 16]");
+  EXPECT_THROW(read("\xEF\xBB\xBF" + whole, 16), Error);
+  EXPECT_THROW(read(whole + std::string(2, '\0'), 16), Error);
+}
+
+TEST(Safetensors, RefuseSizesThatAreNone) {
+  const TestFolder folder;
+  for (const char* shape : {"[2.0]", "[-2]", "[1.5, 2]", R"(["2"])", "2", "[true, 2]", "[18446744073709551615]"}) {
+    const std::string header =
+        std::string(R"({"a": {"dtype": "F32", "shape": )") + shape + R"(, "data_offsets": [0, 8]}})";
+    EXPECT_THROW(read_safetensors(folder.write("bad", file_of(header, std::string(8, '\0')))), Error) << shape;
+  }
+}
+
+TEST(Safetensors, AreFiles) {
+  const TestFolder folder;
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("loop", folder / "loop");
+  for (const char* name : {"", "pipe", "loop"}) EXPECT_THROW(read_safetensors(folder / name), Error) << name;
 }
 
 TEST(Safetensors, RefuseFilesCutShort) {
