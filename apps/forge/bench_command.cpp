@@ -19,7 +19,6 @@ void bench_command(int argc, const char* const* argv) {
         "forge bench measures one thing: forge bench update [FLAGS]");
   UpdateBenchOptions o;
   std::filesystem::path json;
-  std::int64_t threads = 0;
   CLI::App app("Times the fused update of one weight in every pair of formats, beside two phases and the limit.",
                "forge bench update");
   prepare(app);
@@ -31,10 +30,9 @@ void bench_command(int argc, const char* const* argv) {
   add_rule(app, o.rule);
   app.add_option("--repetitions", o.repetitions, "Timed updates of each kind, after one that is not")
       ->check(positive());
-  app.add_option("--threads", threads, "Threads (0: one a core)")->check(not_negative());
+  add_threads(app);
   app.add_option("--json", json, "File for the rows");
   if (!parse(app, argc - 1, argv + 1)) return;
-  if (threads > 0) at::set_num_threads(static_cast<int>(threads));
   const std::vector<UpdateBenchRow> rows = bench_update(o);
   fmt::print("{} of a {} x {} weight, {} threads, medians of {}\n{}", o.rule, o.out, o.in, at::get_num_threads(),
              o.repetitions, to_table(rows));

@@ -1,12 +1,20 @@
 #include "apps/forge/cli.h"
 
+#include <ATen/Parallel.h>
+
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "forge/base/error.h"
@@ -84,6 +92,38 @@ CLI::Validator number(const char* expected, Accepts accepts) {
   return CLI::Validator(check_text, "");
 }
 
+// Whether strtoll or strtoull, by which the parser reads integers, would have to put another number in the text's
+// place.
+bool is_beyond(const std::string& text, bool has_sign) {
+  errno = 0;
+  has_sign ? static_cast<void>(std::strtoll(text.c_str(), nullptr, 0))
+           : static_cast<void>(std::strtoull(text.c_str(), nullptr, 0));
+  return errno == ERANGE || (!has_sign && text.find('-') != std::string::npos);
+}
+
+// Kernels compute in fp32, so that a number beyond it would be infinite there.
+bool is_infinite(const std::string& text) {
+  double value = 0;
+  return CLI::detail::lexical_cast(text, value) && !(std::abs(value) <= std::numeric_limits<float>::max());
+}
+
+void check_number(const CLI::Option& option, const std::string& text) {
+  const std::string type = option.get_type_name();
+  const bool integer = type.starts_with("INT") || type.starts_with("UINT");
+  check(!integer || !is_beyond(text, type.starts_with("INT")), option.get_name(), ": ", text,
+        " is beyond the integers of ", type.starts_with("INT") ? "64 bits with a sign" : "64 bits without a sign");
+  check(!type.starts_with("FLOAT") || !is_infinite(text), option.get_name(), ": ", text,
+        " is no finite number of fp32; give one below 3.4e38");
+}
+
+void check_numbers(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& text : option->results()) check_number(*option, text);
+}
+
+// Four a core only wait for each other; 256 are what scripts for a larger machine ask for.
+std::int64_t most_threads() { return std::max<std::int64_t>(256, 4 * std::thread::hardware_concurrency()); }
+
 }  // namespace
 
 CLI::Validator positive() {
@@ -94,6 +134,15 @@ CLI::Validator not_negative() {
 }
 CLI::Validator fraction() {
   return number("from 0 to below 1", [](double value) { return 0 <= value && value < 1; });
+}
+
+CLI::Option* add_threads(CLI::App& app) {
+  const auto set = [](std::int64_t threads) {
+    check(0 <= threads && threads <= most_threads(), "--threads: ", threads, " is not from 0 to ", most_threads(),
+          ", the most for this machine");
+    if (threads > 0) at::set_num_threads(static_cast<int>(threads));
+  };
+  return app.add_option_function<std::int64_t>("--threads", set, "Threads (0: one a core)")->default_str("0");
 }
 
 void prepare(CLI::App& app) {
@@ -109,6 +158,7 @@ void prepare(CLI::App& app) {
 
 bool parse(CLI::App& app, int argc, const char* const* argv) try {
   app.parse(argc, argv);
+  check_numbers(app);
   return true;
 } catch (const CLI::CallForHelp&) {
   std::cout << app.help();

@@ -14,11 +14,15 @@ CLI::Validator positive();
 CLI::Validator not_negative();
 CLI::Validator fraction();  // from 0 to below 1
 
+// `--threads N`, set when it is parsed.
+CLI::Option* add_threads(CLI::App& app);
+
 // A command's options with the conventions of this program: grouped help with defaults, --config FILE.
 void prepare(CLI::App& app);
 
 // Parses; true where the command shall run, false where help was asked for and has been printed.
-// Throws Error with one sentence where the line is wrong; an unknown flag is told its nearest.
+// Throws Error with one sentence where the line is wrong; an unknown flag is told its nearest. No number that is
+// infinite, none or beyond its type reaches a command.
 bool parse(CLI::App& app, int argc, const char* const* argv);
 
 // A flag whose value is one of the map's names.

@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <filesystem>
@@ -18,7 +17,6 @@ struct CompareFlags {
   ShapeOptions shape{.preset = "47m"};
   CompareOptions options;
   std::filesystem::path json;
-  std::int64_t threads = 0;
 };
 
 void add_flags(CLI::App& app, CompareFlags& f) {
@@ -35,7 +33,7 @@ void add_flags(CLI::App& app, CompareFlags& f) {
       ->group("Comparison");
   app.add_option("--lr", f.options.lr, "Learning rate of AdamW")->check(positive())->group("Comparison");
   app.add_option("--seed", f.options.seed, "Seed of weights and order")->group("Comparison");
-  app.add_option("--threads", f.threads, "Threads (0: one a core)")->check(not_negative())->group("Comparison");
+  add_threads(app)->group("Comparison");
   app.add_option("--json", f.json, "File for the rows")->group("Output");
 }
 
@@ -47,7 +45,6 @@ void compare_command(int argc, const char* const* argv) {
   prepare(app);
   add_flags(app, flags);
   if (!parse(app, argc, argv)) return;
-  if (flags.threads > 0) at::set_num_threads(static_cast<int>(flags.threads));
   const Corpus corpus = load_corpus(flags.data);
   flags.options.config = make_config(flags.shape, corpus.vocab, /*seq=*/1);
   const std::vector<CompareRow> rows = compare(flags.options, corpus.tokens);

@@ -1,7 +1,9 @@
 #include "apps/forge/generate.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/multinomial.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/tensor.h>
@@ -23,7 +25,10 @@ at::Tensor next_scores(const Llama& model, const std::vector<std::int32_t>& ids)
 
 std::int64_t pick(const at::Tensor& scores, double temperature, at::Generator& random) {
   if (temperature == 0) return scores.argmax().item<std::int64_t>();
-  return at::multinomial(at::softmax(scores.div(temperature), -1), 1, false, random).item<std::int64_t>();
+  const at::Tensor below_best = scores.sub(scores.max()).to(at::kDouble);  // at most 0, also over any temperature
+  const at::Tensor shares = at::softmax(below_best.div(temperature), -1);
+  check(at::isfinite(shares).all().item<bool>(), "--sample: the model's scores are not finite; nothing can be drawn");
+  return at::multinomial(shares, 1, false, random).item<std::int64_t>();
 }
 
 }  // namespace

@@ -1,9 +1,12 @@
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <string>
 
 #include "apps/forge/cli.h"
 #include "apps/forge/commands.h"
+#include "apps/forge/machine.h"
+#include "forge/base/error.h"
 
 namespace {
 
@@ -53,11 +56,13 @@ int run(int argc, const char* const* argv) {
 
 int main(int argc, char** argv) {
   try {
-    return run(argc, argv);
+    const int status = run(argc, argv);
+    std::cout.flush();
+    forge::check(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+                 "what the program prints cannot be written; all else is done. Is the disk full?");
+    return status;
   } catch (const std::exception& error) {
-    // torch's errors carry a stack after the first line.
-    const std::string text = error.what();
-    std::cerr << "forge: " << text.substr(0, text.find('\n')) << "\n";
+    std::cerr << "forge: " << forge::app::sentence_of(error) << "\n";
     return 1;
   }
 }

@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/isfinite.h>
 #include <spdlog/fmt/fmt.h>
@@ -130,7 +129,6 @@ void train_command(int argc, const char* const* argv) {
   add_train_options(app, options);
   if (!parse(app, argc, argv)) return;
   settle(app, options);
-  if (options.threads > 0) at::set_num_threads(static_cast<int>(options.threads));
   train(options);
 }
 

@@ -69,7 +69,7 @@ void add_loop_options(CLI::App& app, TrainOptions& o) {
       ->group("Training");
   add("--seed", o.seed, "Seed of weights, order and sampling; the same seed gives the same bits");
   add("--device", o.device, "Where weights and state are, and steps are computed: cpu, cuda, cuda:1, …");
-  add("--threads", o.threads, "Threads (0: one a core)")->check(not_negative());
+  add_threads(app)->group("Training");
 }
 
 // Options that are no flags: the learning rate is the schedule's, nobody wants the highest loss, and MARS without its

@@ -27,7 +27,7 @@ struct TrainOptions {
   ShapeOptions shape;
   std::filesystem::path init, out, log;
   bool force = false, no_shuffle = false, no_fuse = false;
-  std::int64_t batch = 8, seq = 256, steps = 1000, threads = 0;
+  std::int64_t batch = 8, seq = 256, steps = 1000;
   std::optional<std::int64_t> warmup;
   std::optional<double> min_lr, clip;
   double lr = 1e-3;

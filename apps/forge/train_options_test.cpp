@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "apps/forge/cli.h"
 #include "apps/forge/test_folder.h"
 #include "forge/base/error.h"
@@ -100,6 +102,32 @@ TEST(TrainOptions, RefuseWhatIsUnknownOrContradicts) {
       {{"--config", "absent.toml"}, "absent.toml"},
   };
   for (const Case& c : cases) EXPECT_THAT(refusal(c.flags), testing::HasSubstr(c.says)) << c.flags[0];
+}
+
+TEST(TrainOptions, AreNumbersThatCanBeMeant) {
+  const char* const wrong[][2] = {{"--seed", "-1"},
+                                  {"--seed", "18446744073709551616"},
+                                  {"--seed", " -3"},
+                                  {"--steps", "9223372036854775808"},
+                                  {"--max-bytes", "99999999999999999999"},
+                                  {"--vocab-size", "0x8000000000000000"},
+                                  {"--lr", "inf"},
+                                  {"--lr", "1e400"},
+                                  {"--min-lr", "nan"},
+                                  {"--clip", "1e39"},
+                                  {"--temperature", "infinity"},
+                                  {"--rope-theta", "INF"},
+                                  {"--norm-eps", "inf"},
+                                  {"--beta1", "nan"},
+                                  {"--weight-decay", "-inf"},
+                                  {"--threads", "100000"},
+                                  {"--threads", "4294967297"}};
+  for (const auto& [flag, value] : wrong) EXPECT_THAT(refusal({flag, value}), testing::HasSubstr(flag)) << value;
+  EXPECT_EQ(parse_flags({"--seed", "18446744073709551615"}).seed, std::numeric_limits<std::uint64_t>::max());
+  EXPECT_EQ(parse_flags({"--lr", "3e38", "--min-lr", "1e-60"}).lr, 3e38);
+  const TestFolder folder;
+  const auto file = folder.write("run.toml", "weight-decay = inf\n");
+  EXPECT_THAT(refusal({"--config", file.string()}), testing::HasSubstr("--weight-decay"));
 }
 
 TEST(Nearest, NamesOnlyWhatIsNear) {

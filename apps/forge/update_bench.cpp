@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "apps/forge/machine.h"
 #include "bench/fma_peak.h"
 #include "bench/pages.h"
 #include "forge/base/error.h"
@@ -93,14 +94,36 @@ void time(std::vector<double>& to, F&& f) {
   to.push_back(milliseconds_since(start));
 }
 
+// Of a weight and its moments.
+using Pairs = std::vector<std::pair<Format, Format>>;
+
+Pairs pairs_of(const RuleInfo& rule) {
+  Pairs pairs;
+  for (const FormatInfo& w : kFormats)
+    for (const FormatInfo& s : kFormats)
+      if (w.for_weights && s.for_moments && (!rule.moments.empty() || &s == &kFormats[0]))
+        pairs.emplace_back(Format(&w - kFormats), Format(&s - kFormats));
+  return pairs;
+}
+
+// All weights with their moments, and one gradient in fp32, are there at once; dY and X for each number of tokens.
+void check_fits(const UpdateBenchOptions& o, const Pairs& pairs, double moments) {
+  const auto size = [](Format format) { return static_cast<double>(size_of(info_of(format).values)); };
+  const auto out = static_cast<double>(o.out), in = static_cast<double>(o.in);
+  double bytes = sizeof(float);
+  for (const auto& [w, s] : pairs) bytes += size(w) + moments * size(s);
+  check_memory(out * in * bytes, "the weights of all formats and their moments");
+  for (const std::int64_t tokens : o.tokens)
+    check_memory(static_cast<double>(tokens) * (out + in) * sizeof(float), "dY and X");
+}
+
 class UpdateBench {
  public:
   explicit UpdateBench(const UpdateBenchOptions& o) : options_(o) {
     const RuleStep rule = next_rule();
-    for (const FormatInfo& w : kFormats)
-      for (const FormatInfo& s : kFormats)
-        if (w.for_weights && s.for_moments && (!rule.rule().moments.empty() || &s == &kFormats[0]))
-          weights_.emplace_back(o, Format(&w - kFormats), Format(&s - kFormats), rule.rule());
+    const auto pairs = pairs_of(rule.rule());
+    check_fits(o, pairs, static_cast<double>(rule.rule().moments.size()));
+    for (const auto& [w, s] : pairs) weights_.emplace_back(o, w, s, rule.rule());
     gradient_ = huge_pages(static_cast<std::size_t>(o.out * o.in) * sizeof(float));
     D_ = {gradient_.get(), DType::f32, o.out, o.in, o.in};
   }

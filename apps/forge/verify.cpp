@@ -12,6 +12,7 @@
 #include <limits>
 #include <utility>
 
+#include "apps/forge/machine.h"
 #include "forge/base/hash.h"
 #include "forge/kernels/materialize.h"
 #include "forge/kernels/update.h"
@@ -66,6 +67,7 @@ class OneThread final : public Executor {
 class Verification {
  public:
   explicit Verification(const VerifyOptions& o) : options_(o) {
+    check_memory(static_cast<double>(o.out) * static_cast<double>(o.in) * sizeof(float), "the numbers of the weight");
     at::Generator generator = at::detail::createCPUGenerator(o.seed);
     auto random = [&](std::int64_t rows, std::int64_t cols) { return at::randn({rows, cols}, generator); };
     for (int i = 0; i < kUpdates; ++i) {
