@@ -2,9 +2,9 @@
 
 #include <spdlog/fmt/fmt.h>
 
-#include <cstdio>
 #include <utility>
 
+#include "apps/forge/progress.h"
 #include "forge/base/error.h"
 
 namespace forge::app {
@@ -22,8 +22,7 @@ Tokenizer make_tokenizer(const DataOptions& options, const std::filesystem::path
     return Tokenizer::load(model);
   }
   const std::int64_t vocab = options.vocab_size.value_or(kDefaultVocab);
-  fmt::print("training a tokenizer of {} pieces\n", vocab);
-  std::fflush(stdout);
+  say(fmt::format("training a tokenizer of {} pieces\n", vocab));
   return Tokenizer::train(source.documents, vocab);
 }
 
@@ -31,14 +30,14 @@ Tokenizer make_tokenizer(const DataOptions& options, const std::filesystem::path
 
 Corpus load_corpus(const DataOptions& options, const std::filesystem::path& init) {
   const TextSource source = read_text(options.paths, options.max_bytes);
-  fmt::print("read {} bytes of text in {} files\n", source.bytes, source.documents.size());
-  if (const std::string note = source.skipped_note(); !note.empty()) fmt::print("{}\n", note);
+  say(fmt::format("read {} bytes of text in {} files\n", source.bytes, source.documents.size()));
+  if (const std::string note = source.skipped_note(); !note.empty()) say(fmt::format("{}\n", note));
   Tokenizer tokenizer = make_tokenizer(options, init, source);
   const std::int64_t vocab = options.vocab_size.value_or(tokenizer.size());
   check(vocab >= tokenizer.size(), "--vocab-size ", vocab, " is less than the tokenizer's ", tokenizer.size(),
         " pieces; leave it out or give more");
   std::vector<std::int32_t> tokens = encode_all(tokenizer, source.documents);
-  fmt::print("{} tokens of {} kinds\n", tokens.size(), tokenizer.size());
+  say(fmt::format("{} tokens of {} kinds\n", tokens.size(), tokenizer.size()));
   return {source.bytes, std::move(tokenizer), std::move(tokens), vocab};
 }
 

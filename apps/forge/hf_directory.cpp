@@ -1,7 +1,5 @@
 #include "apps/forge/hf_directory.h"
 
-#include <unistd.h>
-
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -22,12 +20,27 @@ constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kTokenizer = "tokenizer.model";
 constexpr const char* kTokenizerConfig = "tokenizer_config.json";
 constexpr const char* kGeneration = "generation_config.json";
-// What stands for a model and would contradict a new one beside it.
-constexpr const char* kModelFiles[] = {kConfig,          kWeights,    kIndex,          kTokenizer,
-                                       kTokenizerConfig, kGeneration, "tokenizer.json"};
+// What stands for a model and would contradict a new one beside it, beside its shards. Without the last there is none.
+constexpr const char* kModelFiles[] = {kWeights,
+                                       kIndex,
+                                       kTokenizer,
+                                       kTokenizerConfig,
+                                       kGeneration,
+                                       "tokenizer.json",
+                                       "chat_template.jinja",
+                                       "special_tokens_map.json",
+                                       "added_tokens.json",
+                                       kConfig};
+
+// A folder opens like a file, and a pipe that nobody writes to never does.
+bool is_file(const fs::path& path) {
+  std::error_code unreadable;
+  return fs::is_regular_file(path, unreadable);
+}
 
 json read_json(const fs::path& path) {
-  std::ifstream file(path);
+  std::ifstream file;
+  if (is_file(path)) file.open(path);
   check(file.is_open(), "--init: cannot read ", path, "; name a Hugging Face directory of a Llama");
   json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
   check(value.is_object(), "--init: ", path, " is not a JSON object");
@@ -38,7 +51,7 @@ void write_text(const fs::path& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary);
   file << text;
   file.close();
-  check(!file.fail(), "--out: cannot write ", path, "; is the disk full?");
+  check(!file.fail(), "cannot write ", path);
 }
 
 // A value that is absent or null counts as the default.
@@ -118,19 +131,46 @@ std::string tokenizer_text() {
   return config.dump(2) + "\n";
 }
 
-void write_files(const fs::path& folder, const Llama& model, const Tokenizer& tokenizer) {
-  write_text(folder / kConfig, config_text(model, tokenizer));
-  write_text(folder / kGeneration, generation_text(tokenizer));
-  write_safetensors(folder / kWeights, model.parameters());
-  if (tokenizer.is_bytes()) return;
-  write_text(folder / kTokenizer, tokenizer.serialized());
-  write_text(folder / kTokenizerConfig, tokenizer_text());
+// The name of a file beside the index; it may not lead elsewhere.
+bool is_shard(const json& shard) {
+  if (!shard.is_string()) return false;
+  const auto name = shard.get<std::string>();
+  return name.ends_with(".safetensors") && name.find_first_of(std::string("/\0", 2)) == std::string::npos;
 }
 
-void move_into(const fs::path& from, const fs::path& out) {
-  for (const char* name : kModelFiles) fs::remove(out / name);
-  for (const auto& entry : fs::directory_iterator(from)) fs::rename(entry.path(), out / entry.path().filename());
-  fs::remove(from);
+std::set<std::string> shards_of(const json& index) {
+  check(index.contains("weight_map") && index["weight_map"].is_object(), "--init: ", kIndex, " has no weight_map");
+  std::set<std::string> shards;
+  for (const auto& [name, shard] : index["weight_map"].items()) {
+    check(is_shard(shard), "--init: ", kIndex, " says that ", name, " is in ", shard.dump(),
+          ", which is no name of a .safetensors file beside it; copy or download the folder again");
+    shards.insert(shard.get<std::string>());
+  }
+  return shards;
+}
+
+std::vector<fs::path> weight_files(const fs::path& directory) {
+  if (is_file(directory / kWeights)) return {directory / kWeights};
+  check(is_file(directory / kIndex), "--init: ", directory, " holds neither ", kWeights, " nor ", kIndex,
+        "; convert the weights to safetensors");
+  std::vector<fs::path> files;
+  for (const std::string& shard : shards_of(read_json(directory / kIndex))) files.push_back(directory / shard);
+  return files;
+}
+
+// Old files hold a copy of what is computed from the config; transformers pass over it, too.
+bool is_weight(const std::string& name) { return !name.ends_with("rotary_emb.inv_freq"); }
+
+// An integer is nothing that only rounds to one.
+std::int64_t integer(const json& config, const char* key) {
+  const json& value = config.at(key);
+  check(value.is_number_integer(), "--init: config.json says that ", key, " is ", value.dump(),
+        ", which is no integer");
+  return value.get<std::int64_t>();
+}
+
+std::int64_t integer_or(const json& config, const char* key, std::int64_t otherwise) {
+  return config.contains(key) && !config.at(key).is_null() ? integer(config, key) : otherwise;
 }
 
 }  // namespace
@@ -139,15 +179,15 @@ LlamaConfig read_config(const fs::path& directory) try {
   const json config = read_json(directory / kConfig);
   refuse_unsupported(config);
   LlamaConfig c;
-  c.vocab = config.at("vocab_size");
-  c.hidden = config.at("hidden_size");
-  c.intermediate = config.at("intermediate_size");
-  c.layers = config.at("num_hidden_layers");
-  c.heads = config.at("num_attention_heads");
-  c.kv_heads = value_or(config, "num_key_value_heads", c.heads);
+  c.vocab = integer(config, "vocab_size");
+  c.hidden = integer(config, "hidden_size");
+  c.intermediate = integer(config, "intermediate_size");
+  c.layers = integer(config, "num_hidden_layers");
+  c.heads = integer(config, "num_attention_heads");
+  c.kv_heads = integer_or(config, "num_key_value_heads", c.heads);
   check(c.heads > 0, "--init: config.json has no heads");
-  c.head_dim = value_or(config, "head_dim", c.hidden / c.heads);
-  c.max_positions = value_or(config, "max_position_embeddings", c.max_positions);
+  c.head_dim = integer_or(config, "head_dim", c.hidden / c.heads);
+  c.max_positions = integer_or(config, "max_position_embeddings", c.max_positions);
   c.rope_theta = rope_theta_of(config);
   c.norm_eps = value_or(config, "rms_norm_eps", 1e-6);
   c.tied = value_or(config, "tie_word_embeddings", false);
@@ -157,41 +197,45 @@ LlamaConfig read_config(const fs::path& directory) try {
   fail("--init: ", directory / kConfig, " does not describe a Llama (", error.what(), ")");
 }
 
+Shapes read_shapes(const fs::path& directory) {
+  Shapes shapes;
+  for (const fs::path& file : weight_files(directory)) shapes.merge(read_safetensors_shapes(file));
+  std::erase_if(shapes, [](const auto& entry) { return !is_weight(entry.first); });
+  return shapes;
+}
+
 std::map<std::string, at::Tensor> read_weights(const fs::path& directory) {
-  if (fs::exists(directory / kWeights)) return read_safetensors(directory / kWeights);
-  check(fs::exists(directory / kIndex), "--init: ", directory, " holds neither ", kWeights, " nor ", kIndex,
-        "; convert the weights to safetensors");
-  std::set<std::string> shards;
-  const json index = read_json(directory / kIndex);
-  check(index.contains("weight_map") && index["weight_map"].is_object(), "--init: ", kIndex, " has no weight_map");
-  for (const auto& [name, shard] : index["weight_map"].items()) shards.insert(shard.get<std::string>());
   std::map<std::string, at::Tensor> weights;
-  for (const std::string& shard : shards) weights.merge(read_safetensors(directory / shard));
+  for (const fs::path& file : weight_files(directory)) weights.merge(read_safetensors(file, is_weight));
   return weights;
 }
 
-void check_writable(const fs::path& out, bool force) {
-  check(!fs::exists(out) || fs::is_directory(out), "--out: ", out, " is a file; name a folder");
-  check(force || !fs::exists(out) || fs::is_empty(out), "--out: ", out,
-        " is not empty; name another folder, or give --force to replace the model in it");
-  fs::path parent = fs::absolute(out);
-  while (!fs::exists(parent)) parent = parent.parent_path();
-  check(access(parent.c_str(), W_OK) == 0, "--out: no permission to write in ", parent, "; name another folder");
+std::vector<std::string> model_files(const fs::path& directory) {
+  std::vector<std::string> files;
+  if (is_file(directory / kIndex)) {
+    std::ifstream file(directory / kIndex);
+    const json index = json::parse(file, nullptr, /*allow_exceptions=*/false);
+    if (index.is_object() && index.contains("weight_map"))
+      for (const json& shard : index["weight_map"])
+        if (is_shard(shard)) files.push_back(shard);
+  }
+  files.insert(files.end(), std::begin(kModelFiles), std::end(kModelFiles));
+  return files;
 }
 
-void write_directory(const fs::path& out, const Llama& model, const Tokenizer& tokenizer) {
-  const fs::path target = fs::absolute(out / "").parent_path();
-  const fs::path partial = target.parent_path() / (target.filename().string() + ".partial-" + std::to_string(getpid()));
-  fs::create_directories(partial);
-  try {
-    write_files(partial, model, tokenizer);
-    if (fs::exists(target) && !fs::is_empty(target)) return move_into(partial, target);
-    fs::remove(target);
-    fs::rename(partial, target);
-  } catch (...) {
-    fs::remove_all(partial);
-    throw;
-  }
+std::uint64_t weight_bytes(const Llama& model) {
+  std::uint64_t bytes = 0;
+  for (const auto& [name, tensor] : model.parameters()) bytes += tensor.nbytes();
+  return bytes;
+}
+
+void write_directory(const fs::path& folder, const Llama& model, const Tokenizer& tokenizer) {
+  write_text(folder / kConfig, config_text(model, tokenizer));
+  write_text(folder / kGeneration, generation_text(tokenizer));
+  write_safetensors(folder / kWeights, model.parameters());
+  if (tokenizer.is_bytes()) return;
+  write_text(folder / kTokenizer, tokenizer.serialized());
+  write_text(folder / kTokenizerConfig, tokenizer_text());
 }
 
 }  // namespace forge::app

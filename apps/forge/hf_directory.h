@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "apps/forge/llama.h"
 #include "apps/forge/llama_config.h"
@@ -17,12 +18,16 @@ namespace forge::app {
 
 // Throws Error where config.json is absent, is no Llama's, or asks for what is not built here.
 LlamaConfig read_config(const std::filesystem::path& directory);
+// The weights of one file or of its shards, without old files' rotary_emb.inv_freq: their shapes, from the headers
+// alone, and their values. Throw Error where a file is absent, damaged or elsewhere.
+Shapes read_shapes(const std::filesystem::path& directory);
 std::map<std::string, at::Tensor> read_weights(const std::filesystem::path& directory);
 
-// Throws Error where `out` cannot become such a directory: a file, or a folder that is not empty unless `force`.
-void check_writable(const std::filesystem::path& out, bool force);
-// Writes to a sibling folder first, so that `out` holds all or nothing. In a folder that is not empty (checked above)
-// a model's files are replaced and all others stay.
-void write_directory(const std::filesystem::path& out, const Llama& model, const Tokenizer& tokenizer);
+// All names that may belong to a model in the directory, as OutFolder wants them: those that are written, those that
+// would contradict them and the shards that an index there names.
+std::vector<std::string> model_files(const std::filesystem::path& directory);
+std::uint64_t weight_bytes(const Llama& model);
+// Writes to an empty folder.
+void write_directory(const std::filesystem::path& folder, const Llama& model, const Tokenizer& tokenizer);
 
 }  // namespace forge::app

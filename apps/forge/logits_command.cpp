@@ -21,7 +21,9 @@ void logits_command(int argc, const char* const* argv) {
   if (!parse(app, argc, argv)) return;
 
   at::NoGradGuard no_grad;
-  Llama model(read_config(directory), at::kFloat, 0);
+  const LlamaConfig config = read_config(directory);
+  Llama::check_shapes(config, read_shapes(directory));
+  Llama model(config, at::kFloat, 0);
   model.load(read_weights(directory));
   for (const std::int64_t id : ids) check(0 <= id && id < model.config().vocab, "--ids: ", id, " is no token's");
   const at::Tensor logits = model.logits(at::tensor(ids, at::kLong).unsqueeze(0)).select(0, 0).contiguous();

@@ -26,6 +26,11 @@ std::int64_t peak_resident_bytes() {
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
+void say(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
 std::string readable_bytes(std::int64_t bytes) {
   constexpr double kMiB = 1 << 20;
   const double mib = static_cast<double>(bytes) / kMiB;
@@ -56,15 +61,14 @@ std::string ProgressLine::line(std::int64_t step, double loss, const std::string
 void ProgressLine::show(std::int64_t step, double loss, const std::string& more) {
   const std::int64_t every = (steps_ + kPlainLines - 1) / kPlainLines;
   if (terminal_) {
-    fmt::print("\r\033[K{}", line(step, loss, more));
+    say("\r\033[K" + line(step, loss, more));
   } else if (step == 1 || step == steps_ || step % every == 0) {
-    fmt::print("{}\n", line(step, loss, more));
+    say(line(step, loss, more) + "\n");
   }
-  std::fflush(stdout);
 }
 
 void ProgressLine::finish() {
-  if (terminal_) fmt::print("\n");
+  if (terminal_) say("\n");
 }
 
 }  // namespace forge::app

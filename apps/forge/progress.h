@@ -11,6 +11,9 @@ std::int64_t peak_resident_bytes();
 // "1.2 GiB", "310 MiB"
 std::string readable_bytes(std::int64_t bytes);
 
+// Writes to stdout. What cannot be written there stops no training; the program says so at its end.
+void say(const std::string& text);
+
 // Where training stands: one line that renews itself on a terminal, about twenty plain ones otherwise. On stdout.
 class ProgressLine {
  public:

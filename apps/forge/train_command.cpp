@@ -2,6 +2,7 @@
 #include <ATen/ops/isfinite.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "apps/forge/batches.h"
@@ -9,6 +10,8 @@
 #include "apps/forge/commands.h"
 #include "apps/forge/corpus.h"
 #include "apps/forge/hf_directory.h"
+#include "apps/forge/machine.h"
+#include "apps/forge/out_folder.h"
 #include "apps/forge/progress.h"
 #include "apps/forge/rounding.h"
 #include "apps/forge/run_log.h"
@@ -21,21 +24,31 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Everything that can be refused before the data is read.
+// Everything of the model that can be refused before the data is read.
 LlamaConfig check_plan(const TrainOptions& options) {
-  check_writable(options.out, options.force);
   if (options.init.empty()) return make_config(options.shape, options.data.vocab_size.value_or(1), options.seq);
   const LlamaConfig config = read_config(options.init);
+  Llama::check_shapes(config, read_shapes(options.init));
   check(options.seq <= config.max_positions, "--seq ", options.seq, " is longer than the ", config.max_positions,
         " positions of --init; give less");
   return config;
 }
 
+// What surely is needed on the CPU: weights, moments, and the scores of one micro-batch in fp32.
+void check_plan_fits(const TrainOptions& options, const LlamaConfig& config) {
+  if (!at::Device(options.device).is_cpu()) return;
+  const auto moments = static_cast<double>(prepare_rule(options.trainer.rule, {}, {}).rule().moments.size());
+  const double bytes_of_moments = moments * static_cast<double>(size_of(info_of(options.state).values));
+  const double bytes = static_cast<double>(c10::elementSize(options.dtype())) + bytes_of_moments;
+  check_memory(bytes * config.parameters(), "the weights and their moments");
+  const double tokens = static_cast<double>(options.batch) * static_cast<double>(options.seq);
+  check_memory(tokens * static_cast<double>(config.vocab * sizeof(float)), "the scores of one micro-batch");
+}
+
 Llama make_model(const TrainOptions& options, LlamaConfig config, const Corpus& corpus) {
-  if (options.init.empty()) {
-    config.vocab = corpus.vocab;
-    return Llama(config, options.dtype(), options.seed, options.device);
-  }
+  if (options.init.empty()) config.vocab = corpus.vocab;
+  check_plan_fits(options, config);
+  if (options.init.empty()) return Llama(config, options.dtype(), options.seed, options.device);
   check(corpus.vocab <= config.vocab, "--tokenizer: its ", corpus.vocab, " pieces do not fit the ", config.vocab,
         " rows of --init's embedding; give the tokenizer that the model was trained with");
   Llama model(config, options.dtype(), options.seed, options.device);
@@ -85,7 +98,15 @@ void check_finite(const Llama& model) {
   }
 }
 
+std::string sample(const TrainOptions& options, const Llama& model, const Tokenizer& tokenizer) {
+  if (options.prompt.empty()) return "";
+  std::string text = generate(model, tokenizer, options.prompt, options.sample);
+  say(fmt::format("\n{}\n\n", as_utf8(text)));  // of byte tokens, it may be none
+  return text;
+}
+
 void train(const TrainOptions& options) {
+  OutFolder out(options.out, model_files(options.out), options.force);
   const LlamaConfig planned = check_plan(options);
   RunLog log(options.log);
   Corpus corpus = load_corpus(options.data, options.init);
@@ -93,30 +114,29 @@ void train(const TrainOptions& options) {
   const std::int64_t n_tokens = static_cast<std::int64_t>(corpus.tokens.size());
   Batches batches(std::move(corpus.tokens), options.seq, options.seed, !options.no_shuffle);
   Trainer trainer(model, options.trainer);
-  fmt::print("{} parameters, {} windows of {} tokens\n", model.config().parameters(), batches.windows(), options.seq);
+  const auto n_parameters = static_cast<std::int64_t>(model.config().parameters());
+  out.check_room(weight_bytes(model));
+  say(fmt::format("{} parameters, {} windows of {} tokens\n", n_parameters, batches.windows(), options.seq));
   log.write({{"event", "start"},
              {"text_bytes", corpus.text_bytes},
              {"tokens", n_tokens},
-             {"parameters", model.config().parameters()},
+             {"parameters", n_parameters},
              {"steps", options.steps}});
+  log.check_written();
   train_steps(options, trainer, batches, log);
   ordered_json end;
   end["event"] = "end";
   if (options.trainer.optimizer.count_rounding) {
     const RoundingReport rounding = trainer.optimizer().rounding();
-    fmt::print("\n{}\n", to_table(rounding));
+    say(fmt::format("\n{}\n", to_table(rounding)));
     end["rounding"] = to_json(rounding);
   }
   check_finite(model);
-  std::string sample;
-  if (!options.prompt.empty()) {
-    sample = generate(model, corpus.tokenizer, options.prompt, options.sample);
-    fmt::print("\n{}\n\n", sample);
-  }
-  write_directory(options.out, model, corpus.tokenizer);
-  fmt::print("wrote {}\n", options.out.string());
-  end["sample"] = sample;
+  out.save([&](const std::filesystem::path& folder) { write_directory(folder, model, corpus.tokenizer); });
+  say(fmt::format("wrote {}\n", options.out.string()));
+  end["sample"] = sample(options, model, corpus.tokenizer);
   log.write(end);
+  log.check_written();
 }
 
 }  // namespace
@@ -129,6 +149,7 @@ void train_command(int argc, const char* const* argv) {
   add_train_options(app, options);
   if (!parse(app, argc, argv)) return;
   settle(app, options);
+  std::signal(SIGPIPE, SIG_IGN);  // a reader of stdout that goes is no reason to lose the model
   train(options);
 }
 
