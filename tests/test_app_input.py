@@ -246,6 +246,7 @@ def test_bytes_around_are_taken_where_the_library_takes_them(model, head, inside
     (["train", "--threads", "100000"], "--threads"),
     (["train", "--threads", "4294967297"], "--threads"),
     (["compare", "--threads", "99999"], "--threads"),
+    (["compare", "--tokenizer", "bytes", "--vocab-size", "2000000000", "--tokens", "4"], "bytes"),
     (["verify", "--shape", "1000000x10000000"], "bytes"),
     (["bench", "update", "--shape", "1000000x10000000"], "bytes"),
     (["bench", "update", "--tokens", "1000000000000"], "bytes"),

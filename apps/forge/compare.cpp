@@ -12,6 +12,7 @@
 
 #include "apps/forge/batches.h"
 #include "apps/forge/llama.h"
+#include "apps/forge/machine.h"
 #include "apps/forge/progress.h"
 #include "apps/forge/trainer.h"
 #include "forge/torch/allocation.h"
@@ -137,6 +138,8 @@ const CompareRow& reference_of(const CompareRow& row, const std::vector<CompareR
 }  // namespace
 
 std::vector<CompareRow> compare(const CompareOptions& options, const std::vector<std::int32_t>& tokens) {
+  constexpr double kBytes = kModeCount * 3 * sizeof(float);  // AdamW has two moments
+  check_memory(kBytes * options.config.parameters(), "the copies of the weights with their moments");
   std::vector<CompareRow> rows;
   for (const std::int64_t count : options.tokens) {
     const Batches batches(tokens, count, options.seed, /*shuffle=*/true);
