@@ -4,8 +4,12 @@
 set(Python_EXECUTABLE "${FORGE_TORCH_PYTHON}")
 find_package(Python 3.11 COMPONENTS Interpreter Development.Module)
 if(NOT Python_Development.Module_FOUND)
-  message(STATUS "forge: ${FORGE_TORCH_PYTHON} has no headers (Debian, Ubuntu: python3-dev); building without the "
-                 "Python package")
+  set(_problem "forge: ${FORGE_TORCH_PYTHON} has no headers (Debian, Ubuntu: `apt install \
+python${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}-dev`)")
+  if(FORGE_PACKAGE_ONLY)
+    message(FATAL_ERROR "${_problem}")
+  endif()
+  message(STATUS "${_problem}; building without the Python package")
   return()
 endif()
 
