@@ -52,6 +52,9 @@ CALLS = lines("""
     dist.gather(d, [g, h] if rank == 0 else None, async_op=later)
     dist.gather(h, [g, e] if rank == 1 else None, dst=1, async_op=later)
     dist.gather(g, [g, h] if rank == 0 else None, async_op=later)
+    dist.gather_single(g, both if rank == 0 else None, async_op=later)
+    dist.gather_single(half, g if rank == 0 else None, async_op=later)
+    dist.gather_into_tensor(half, g if rank == 0 else None, async_op=later)
 
     dist.scatter(g, [d, e] if rank == 0 else None, async_op=later)
     dist.scatter(g, [h, d] if rank == 1 else None, src=1, async_op=later)
@@ -186,6 +189,9 @@ LINES = lines("""
     functional.all_reduce_inplace(g, "sum", group)
     functional.all_gather_tensor_inplace(g, half, group)
     functional.all_gather_tensor_inplace(both, g, group); both
+    functional.reduce_scatter_inplace(g, [d, e], "sum", group)
+    functional.reduce_scatter_inplace(g, [h, d], "max", group)
+    functional.reduce_scatter_inplace(half, list(g.chunk(2)), "sum", group); half
     functional.reduce_scatter_tensor_inplace(half, g, "sum", group); half
     functional.reduce_scatter_tensor_inplace(g, both, "sum", group)
     functional.all_to_all_inplace(g, h, None, None, group)

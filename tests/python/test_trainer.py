@@ -273,9 +273,10 @@ def test_what_cannot_work_is_refused_before_anything_is_changed(tmp_path, capsys
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_a_device_that_is_not_the_cpu_is_refused():
-    with pytest.raises(ValueError, match="use_cpu=True"):
-        forge.hf.optimizer(llama(), types.SimpleNamespace(device=torch.device("cuda")))
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_a_device_without_kernels_is_refused(device):
+    with pytest.raises(ValueError, match=f"model to {device}.*use_cpu=True"):
+        forge.hf.optimizer(llama(), types.SimpleNamespace(device=torch.device(device)))
 
 
 def test_an_optimizer_of_another_library_is_refused(tmp_path):
