@@ -65,6 +65,7 @@ def remedies(message):
 
 # ---- torch --------------------------------------------------------------------------------------------------------
 
+BUILD = "import build_backend; print('returned', build_backend.build_wheel('here', config_settings=7))"
 ASK_FOR_TORCH = "import torch_requirement; print(torch_requirement.dynamic_metadata({}, {}))"
 
 
@@ -95,6 +96,13 @@ def test_the_torch_of_the_tests_is_supported():
     script = "import torch_requirement as t; print(t.OLDEST, t.NEWEST)"
     oldest, newest = re.findall(r"\((\d+), (\d+)\)", run("", script).stdout)
     assert tuple(map(int, oldest)) <= tuple(map(int, re.findall(r"\d+", torch)[:2])) <= tuple(map(int, newest))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pytorch.md"])
+def test_the_pages_install_what_the_build_asks_for(tmp_path, page):
+    requirements = [remedies(refusal(tmp_path, script))[0][-1] for script in (ASK_FOR_TORCH, BUILD)]
+    (line,) = re.findall(r"^    pip install (?!\.)(.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert shlex.split(line) == requirements
 
 
 @pytest.mark.parametrize("left_over", [False, True])
@@ -133,7 +141,6 @@ def test_an_isolated_build_that_sees_a_torch_uses_it(tmp_path):
 
 # ---- What builds it -----------------------------------------------------------------------------------------------
 
-BUILD = "import build_backend; print('returned', build_backend.build_wheel('here', config_settings=7))"
 
 
 ASK_FOR_BACKEND = [sys.executable, "-m", "pip", "install", *PYPROJECT["build-system"]["requires"]]
@@ -185,7 +192,7 @@ def test_an_older_python_is_refused_by_its_version(tmp_path):
 
 # ---- While it compiles --------------------------------------------------------------------------------------------
 
-WAIT = "forge: compiling takes some minutes"
+WAIT = "forge: compiling takes 2 to 10 minutes"
 
 
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])

@@ -160,6 +160,28 @@ def test_trainer_keeps_its_decay_groups(tmp_path):
     assert others["params"] and all("norm" in name for name in others["params"])
 
 
+class TrainerWithItsModel(Trainer):
+    """Makes the model, as TRL's do, so that there is none to fuse before there is a trainer."""
+
+    def __init__(self, args):
+        super().__init__(llama(), args)
+
+
+@pytest.mark.parametrize(("rule", "options"), [("AdamW", {}), ("SGD", {}), ("AdamW", {"exact": True})])
+def test_a_trainer_that_made_its_model_is_told_the_optimizer_before_it_trains(tmp_path, rule, options):
+    args = arguments(tmp_path, max_steps=3)
+    given = fit(trainer_of_forge(llama(), args, rule, **options))
+    told = TrainerWithItsModel(args)
+    chosen = TRAINER_RULES[rule] | options
+    optimizer = forge.hf.optimizer(told.model, told.args, getattr(forge, rule), verbose=False, **chosen)
+    told.optimizer_cls_and_kwargs = optimizer
+    fit(told)
+    assert isinstance(told.optimizer.optimizer, getattr(forge, rule))
+    assert told.logged("loss") == given.logged("loss")
+    assert_equal_bits(told.model, given.model)
+    assert groups(told) == groups(given)
+
+
 def test_trainer_resumes_bit_for_bit(tmp_path):
     args = arguments(tmp_path, save_strategy="steps", save_steps=5)
     whole = fit(trainer_of_forge(llama(), args))
