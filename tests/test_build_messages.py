@@ -169,7 +169,7 @@ def test_with_a_newer_one_it_builds(tmp_path, version):
 def test_pip_asks_this_backend(tmp_path):
     install(tmp_path, "scikit_build_core", "0.11.6")
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--no-index"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": ""}  # no CMake, so that it never gets to compile
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 1
     assert "has scikit-build-core 0.11.6, and FORGE is built by" in ran.stdout + ran.stderr
