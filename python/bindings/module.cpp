@@ -1,6 +1,9 @@
 // forge_optim._C: the library's door for Python. Nothing is decided here.
+#include <ATen/core/PythonFallbackKernel.h>
+#include <ATen/ops/isfinite_ops.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
 #include <memory>
 #include <string>
@@ -23,15 +26,28 @@ namespace py = pybind11;
 namespace forge::python {
 namespace {
 
+// Of a handle's size and on its device. C++ that goes past the dispatcher, as some collectives do, gets an error where
+// it writes, and not address 0; it may ask whether two tensors share memory.
+c10::Storage storage_without_memory(const at::Tensor& like) {
+  c10::Storage none(c10::Storage::use_byte_size_t{}, like.nbytes(), at::DataPtr(nullptr, like.device()),
+                    c10::GetAllocator(like.device().type()), /*resizable=*/false);
+  none.unsafeGetStorageImpl()->set_throw_on_mutable_data_ptr();
+  return none;
+}
+
+// What a handle shows as its storage: reading it is an error as well.
+c10::Storage unreadable_storage(const at::Tensor& handle) {
+  c10::Storage none = storage_without_memory(handle);
+  none.unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(
+      "a FactoredGrad is not multiplied out and has no memory of its own; take p.grad.dense() for a tensor that has");
+  return none;
+}
+
 // What FactoredGrad.__new__ does, here because backward makes one for each weight: an object of that class of the
 // shape, dtype and device of `like`, without memory, which has its Gradient as `_gradient`.
 py::object make_handle(py::handle type, const std::shared_ptr<Gradient>& G, const at::Tensor& like) {
-  c10::Storage none(c10::Storage::use_byte_size_t{}, like.nbytes(), at::DataPtr(nullptr, like.device()),
-                    c10::GetAllocator(c10::kMeta), /*resizable=*/true);
-  // C++ that goes past the dispatcher, as some collectives do, gets an error and not address 0.
-  none.unsafeGetStorageImpl()->set_throw_on_mutable_data_ptr();
   auto keys = c10::DispatchKeySet(like.options().computeDispatchKey());
-  auto handle = at::detail::make_tensor<c10::TensorImpl>(std::move(none), keys, like.dtype());
+  auto handle = at::detail::make_tensor<c10::TensorImpl>(storage_without_memory(like), keys, like.dtype());
   handle.unsafeGetTensorImpl()->set_sizes_contiguous(like.sizes());
   handle.unsafeGetTensorImpl()->set_python_dispatch(true);
   auto object =
@@ -39,6 +55,19 @@ py::object make_handle(py::handle type, const std::shared_ptr<Gradient>& G, cons
   if (!object) throw py::error_already_set();
   object.attr("_gradient") = G;
   return object;
+}
+
+// The handle, whose data has become a tensor's with memory, is an ordinary tensor to the dispatcher from now on.
+void make_ordinary(const at::Tensor& handle) { handle.unsafeGetTensorImpl()->set_python_dispatch(false); }
+
+// torch makes isfinite of other operations, of which abs() would have to be multiplied out, before a Python class hears
+// of it. A handle's class hears of isfinite itself; for tensors of other classes this is torch's own fallback.
+at::Tensor isfinite(c10::DispatchKeySet keys, const at::Tensor& t) {
+  at::impl::MaybeSetTLSOnEntryGuard entry;
+  auto next = gradient_behind(t) != nullptr
+                  ? c10::DispatchKeySet(c10::DispatchKey::Python)
+                  : keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::PythonTLSSnapshot);
+  return at::_ops::isfinite::redispatch(next, t);
 }
 
 // Handles are objects of the Python class FactoredGrad.
@@ -317,6 +346,8 @@ void define_functions(py::module_& m) {
 }  // namespace
 }  // namespace forge::python
 
+TORCH_LIBRARY_IMPL(aten, PythonTLSSnapshot, m) { m.impl("isfinite", &forge::python::isfinite); }
+
 PYBIND11_MODULE(_C, m) {
   using namespace forge::python;
   py::register_exception_translator([](std::exception_ptr p) {
@@ -329,6 +360,8 @@ PYBIND11_MODULE(_C, m) {
   // Never destroyed: gradients may be asked for until the process ends.
   m.def("install", [](py::object handle_type) { forge::install(new PythonHandles(std::move(handle_type))); });
   m.def("make_handle", &make_handle);
+  m.def("make_ordinary", &make_ordinary);
+  m.def("unreadable_storage", &unreadable_storage);
   define_gradient(m);
   define_optimizer(m);
   define_recorder(m);

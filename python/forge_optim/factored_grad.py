@@ -7,12 +7,10 @@ out, in memory that belongs to the handle: what is written there, through the ha
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _C
+from . import _C, user_line
 
 aten = torch.ops.aten
 
@@ -21,11 +19,22 @@ class CollapseWarning(UserWarning):
     """An operation needed a gradient as a dense tensor, so that it takes the memory of one."""
 
 
+class _NoMemory(torch.UntypedStorage):
+    """The storage of a FactoredGrad, which tells its size and device; whoever reads or writes it gets an error."""
+
+    def is_shared(self) -> bool:
+        return False  # torch's own asks for the memory, and an error there ends the process
+
+    def __reduce__(self):
+        return self.data_ptr()  # raises; torch's own takes this class for no storage, and does not end
+
+
 class FactoredGrad(torch.Tensor):
     """A gradient of the parameter's shape, dtype and device; made by backward, never by users.
 
     ``detach()``, ``.data`` and assignment share one gradient; ``clone()`` makes another. ``dense()`` gives the numbers.
-    Reading the memory behind it directly (``data_ptr()``, ``untyped_storage()``) raises: there may be none.
+    Reading the memory behind it directly (``data_ptr()``, also of its storage) raises: there may be none. Replacing it
+    (``.data = value``, ``share_memory_()``) makes an ordinary tensor of it.
     """
 
     _gradient: _C.Gradient
@@ -56,36 +65,48 @@ class FactoredGrad(torch.Tensor):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
-        if isinstance(value, FactoredGrad) and value._gradient is self._gradient:
-            return  # module.cpu() and the like, where there is nothing to move
-        raise RuntimeError("the .data of a FactoredGrad cannot be replaced; assign to the parameter's .grad instead")
+        """Makes an ordinary tensor of this one, on the memory of `value`, as module.half() and the like do."""
+        if isinstance(value, FactoredGrad):
+            if value._gradient is self._gradient:
+                return  # module.cpu() and the like, where there is nothing to convert
+            value = value._multiplied_out(".data = ")
+        torch.Tensor.data.__set__(self, value)
+        _C.make_ordinary(self)
+        self.__class__ = torch.Tensor
+        del self._gradient
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        storage = _C.unreadable_storage(self)
+        storage.__class__ = _NoMemory
+        return storage
 
     def data_ptr(self):
-        raise RuntimeError(_NO_MEMORY.format("data_ptr()"))
+        return self.untyped_storage().data_ptr()  # raises
 
-    def const_data_ptr(self):
-        raise RuntimeError(_NO_MEMORY.format("const_data_ptr()"))
+    const_data_ptr = data_ptr
 
-    def untyped_storage(self):
-        if torch._guards.TracingContext.try_get() is not None:
-            # torch.compile describes the .grad of each parameter that a graph uses, and does not look inside.
-            return torch.empty(self.shape, dtype=self.dtype, device="meta").untyped_storage()
-        raise RuntimeError(_NO_MEMORY.format("untyped_storage()"))
-
-    def storage(self):
-        raise RuntimeError(_NO_MEMORY.format("storage()"))
+    def share_memory_(self):
+        if not self._gradient.spent:
+            self.data = self._multiplied_out("share_memory_()").share_memory_()
+        return self
 
     def numpy(self, *, force: bool = False):
-        return self.dense().numpy(force=force)
+        return self._multiplied_out("numpy()").numpy(force=force)
 
     def __array__(self, *args, **kwargs):
-        return self.dense().__array__(*args, **kwargs)
+        return self._multiplied_out("__array__()").__array__(*args, **kwargs)
 
     def __dlpack__(self, *args, **kwargs):
-        return self.dense().__dlpack__(*args, **kwargs)
+        return self._multiplied_out("__dlpack__()").__dlpack__(*args, **kwargs)
 
     def tolist(self):
-        return self.dense().tolist()
+        return self._multiplied_out("tolist()").tolist()
+
+    def _multiplied_out(self, reason: str) -> torch.Tensor:
+        """As dense(), for those who did not ask for it: they hear that it takes memory."""
+        if not self._gradient.exposed:
+            _warn_once(reason)
+        return self._gradient.expose(reason)
 
     def __copy__(self):
         return self.detach()
@@ -96,16 +117,10 @@ class FactoredGrad(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        return self.dense().detach().clone().__reduce_ex__(protocol)  # leaves the process as an ordinary tensor
+        return self._gradient.clone().expose("pickling").__reduce_ex__(protocol)  # leaves as an ordinary tensor
 
     def __repr__(self, *, tensor_contents=None) -> str:
         return f"FactoredGrad({_describe(self._gradient)}, size={tuple(self.shape)}, dtype={self.dtype})"
-
-
-_NO_MEMORY = (
-    "{} of a FactoredGrad: it is not multiplied out and has no memory of its own; take p.grad.dense() for a tensor "
-    "that has"
-)
 
 
 def _describe(gradient: _C.Gradient) -> str:
@@ -146,9 +161,7 @@ def on_dense(func, *args, **kwargs):
     def multiplied_out(x):
         if not isinstance(x, FactoredGrad):
             return x
-        if not x._gradient.exposed:
-            _warn_once(func)
-        dense = x._gradient.expose(str(func))
+        dense = x._multiplied_out(str(func))
         return owners.setdefault(id(dense), (dense, x))[0]
 
     def handle(x):
@@ -171,15 +184,14 @@ def _into_outs(func, names, args, kwargs):
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _warn_once(func) -> None:
-    if func in _warned_of:
+def _warn_once(operation: str) -> None:
+    if operation in _warned_of:
         return
-    _warned_of.add(func)
-    warnings.warn(
-        f"{func} needs a fused weight's gradient as a dense tensor: the result is right, and the gradient now takes "
-        "the memory that it would take without fusing (said once for each operation)",
+    _warned_of.add(operation)
+    user_line.warn(
+        f"{operation} needs a fused weight's gradient as a dense tensor: the result is right, and the gradient now "
+        "takes the memory that it would take without fusing (said once for each operation)",
         CollapseWarning,
-        stacklevel=4,
     )
 
 

@@ -137,3 +137,20 @@ def _unscale_(func, tensors, found_inf, inv_scale):
 def _like(func, t, *args, **kwargs):
     """Only the shape, dtype and device are asked for."""
     return func(torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape), *args, **kwargs)
+
+
+@handles(aten._to_copy.default)
+def _convert(func, t, **options):
+    """A gradient that was applied in backward is gone in any dtype, and on the meta device there are no numbers."""
+    if t._gradient.spent:
+        return t
+    device = options.get("device")
+    return (_like if device is not None and device.type == "meta" else on_dense)(func, t, **options)
+
+
+@handles(aten.isnan.default, aten.isinf.default, aten.isposinf.default, aten.isneginf.default, aten.isfinite.default)
+def _mask_of_kind(func, t):
+    """Where all is finite, which dY and X tell, there is nothing to multiply out for."""
+    if not _is_factored(t) or not t._gradient.finite():
+        return on_dense(func, t)
+    return torch.full(t.shape, func is aten.isfinite.default, dtype=torch.bool, device=t.device)

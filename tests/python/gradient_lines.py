@@ -307,6 +307,72 @@ SAME = lines("""
     torch.cat([d[:4], g[4:] * 1], out=g)
     torch.max(d, dim=1, out=(g[:, 0], torch.empty(8, dtype=torch.long)))
 
+    g.data = d
+    g.data = d; g.mul_(2); d
+    g.data = d; d.mul_(2); p.grad
+    g.data = d; [type(g), g is p.grad]
+    g.data = d; g.untyped_storage().data_ptr() == d.untyped_storage().data_ptr()
+    g.data = d[0]; [g.shape, p.grad]; p.grad = d
+    g.data = d.double(); p.grad.dtype; p.grad = d
+    g.data = h; h.mul_(2); g
+    g.data = h.clone()
+    g.data = h.detach(); g.zero_(); h
+    g.data = g
+    g.data = g.detach(); g.mul_(2)
+    g.data.data = d; g
+    c = g.detach(); g.data = d; c
+    c = g.detach(); g.data = d; c.mul_(2); g
+    c = g.view(-1); g.data = d; c.mul_(2); g
+    held.append(g.clone()); g.data = d; held
+    g.data = d; copy.deepcopy(g).mul_(2); g
+    copy.deepcopy(g).data = d
+    g.data = d; opt.zero_grad(set_to_none=False); g
+    g.data = d; opt.zero_grad(); backward(4); p.grad
+    g.data = d; backward(4); g
+    g.data = d; p.grad = g * 2; g
+    g.data = d; g.data = e; g
+    g.share_memory_()
+    g.share_memory_() is g
+    g.share_memory_().mul_(2); [g, g.is_shared()]
+    c = g.view(-1); g.share_memory_().mul_(2); c
+    [g.is_shared(), g.is_pinned(), g.untyped_storage().is_shared(), g.untyped_storage().nbytes(), len(g.storage())]
+    nn.utils.vector_to_parameters(torch.ones(72), [g])
+    model.cpu(); g
+    model.to("cpu", dtype=g.dtype); g is p.grad
+    model.float() if g.dtype == torch.float32 else None; g is p.grad
+    model._apply(lambda t: t.t().contiguous().t() if t.dim() == 2 else t.clone())
+    model._apply(lambda t: 2 * t); g
+    model._apply(torch.zeros_like); g
+    model.share_memory(); [t.grad.is_shared() for t in model.parameters()]
+    model.to_empty(device="cpu"); [t.zero_() for t in [p.data, q.data, b.data, p.grad, q.grad, b.grad]]
+    model.double().float(); g
+    model.double(); [t.grad for t in model.parameters()] + [p.data]; model.float()
+    model.half().float(); g
+    model.bfloat16().float(); backward(4); g
+    model.double().float(); opt.zero_grad(); backward(4); opt.step(); backward(5); p.grad
+    copy.deepcopy(model).half().first.weight.grad
+    c = copy.deepcopy(model.double()); model.float(); c.first.weight.grad
+    torch.isnan(g)
+    torch.isnan(g).any()
+    torch.isnan(g).view(-1).logical_not_().all()
+    torch.any(torch.isnan(g))
+    g.isnan().any().item()
+    g.isnan().sum()
+    torch.isinf(g).any() or torch.isnan(g).any()
+    c = torch.isnan(g); c |= torch.isinf(g); c
+    torch.isfinite(g)
+    torch.isfinite(g).all()
+    not torch.isfinite(g).all()
+    g.isfinite().sum().item() == g.numel()
+    (~torch.isfinite(g)).stride()
+    torch.isposinf(g) + torch.isneginf(g)
+    c = torch.isfinite(g); g.mul_(torch.nan); c
+    g.mul_(torch.nan); torch.isnan(g).all()
+    g.mul_(torch.inf); [torch.isnan(g).any(), torch.isinf(g).sum(), torch.isposinf(g), torch.isfinite(g)]
+    g[1, 2] = torch.inf; [torch.isinf(g), g.isfinite().all()]
+    c = torch.isnan(g); opt.zero_grad(set_to_none=False); c
+    torch.isnan(g.detach()).any(); backward(4); torch.isfinite(p.grad).all()
+
     opt.zero_grad()
     opt.zero_grad(set_to_none=True)
     opt.zero_grad(set_to_none=False)
@@ -442,10 +508,19 @@ NEAR = {
 # What would reach for memory that is not there, or make a gradient of another shape.
 REFUSED = lines("""
     g.data_ptr()
-    g.untyped_storage()
-    g.storage()
-    g.share_memory_()
     getattr(g, "const_data_ptr", g.data_ptr)()
+    g.untyped_storage().data_ptr()
+    g.untyped_storage()[0]
+    g.untyped_storage()[0] = 1
+    g.untyped_storage().fill_(0)
+    g.untyped_storage().resize_(0)
+    g.untyped_storage().clone()
+    g.untyped_storage().share_memory_()
+    bytes(g.untyped_storage())
+    pickle.dumps(g.untyped_storage())
+    g.storage().tolist()
+    torch.empty(0).set_(g.untyped_storage(), 0, (OUT, IN), (IN, 1)).sum()
+    torch._C._to_dlpack(g)
     g.resize_(3)
     g.resize_as_(d.view(-1))
     g.set_(d)
@@ -455,9 +530,7 @@ REFUSED = lines("""
     g.unsqueeze_(0)
     g.squeeze_()
     g.swapaxes_(0, 1)
-    g.data = d
-    g.data = h
-    nn.utils.vector_to_parameters(torch.ones(72), [g])
+    g.data = d.to_sparse()
     torch.add(d.view(-1), 1, out=g)
     torch.cat([d, d], out=g)
     g.copy_(torch.ones(3))
