@@ -106,7 +106,7 @@ void Gradient::add_(Gradient& other, double factor) {
     tensors.push_back((behind++)->tensor);
     if (Dense* dense = std::get_if<Dense>(&term); !dense) {
       tensors.push_back((behind++)->tensor);
-    } else if (tensors[0].is_same(writable)) {
+    } else if (writable.defined() && tensors[0].is_alias_of(writable)) {
       tensors[0] = new_dense(writable.scalar_type()).copy_(writable);
       dense->D = as_matrix(tensors[0], shape_);
     }
@@ -170,7 +170,9 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
 }
 
 void Gradient::hold(const at::Tensor& t, bool dense) {
-  kept_.push_back({t, version_of(t), dense});
+  // A name of our own for the memory: the user's may get other memory by `.data =`.
+  c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  kept_.push_back({at::Tensor(impl->shallow_copy_and_detach(impl->version_counter(), false)), version_of(t), dense});
   held_.hold(t);
   if (dense)
     ledger_->add_dense(sizes_.size() == 2, static_cast<std::int64_t>(t.nbytes()));
@@ -309,10 +311,21 @@ void Gradient::check_not_spent() const {
         "backward, and to clip, scale, accumulate or read gradients use the schedule at_step");
 }
 
+// Users hold the tensor of an exposed gradient; share_memory_() moves its memory.
+void Gradient::follow_dense() const {
+  if (!exposed_) return;
+  const at::Tensor& D = kept_.front().tensor;
+  bool whole = dense_.is_alias_of(D) && dense_.sizes() == D.sizes() && D.storage().nbytes() >= D.nbytes();
+  check(whole, "Gradient: the tensor that dense() gave out of a gradient of shape ", at::IntArrayRef(sizes_),
+        " has been given other memory or another shape; assign such a tensor to the parameter's .grad instead");
+  terms_.front() = Dense{as_matrix(D, shape_)};
+}
+
 Expression Gradient::expression() const {
   Lock held = lock();
   check_not_spent();
   check_unchanged();
+  follow_dense();
   return scale_.of({shape_.out, shape_.in, terms_});
 }
 

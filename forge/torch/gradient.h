@@ -127,6 +127,7 @@ class Gradient {
   bool is_unchanged(const Kept& kept) const;
   void check_unchanged() const;
   void check_not_spent() const;
+  void follow_dense() const;
   at::Tensor find_sum_squares(bool exact) const;
   void note(const at::Tensor& finite) const;
   bool awaits_gram_sum() const;
@@ -137,8 +138,8 @@ class Gradient {
   at::Device device_;
   Shape shape_;
   std::vector<Kept> kept_;
-  std::vector<Term> terms_;
-  at::Tensor dense_;  // where defined: the first term, made by collapse
+  mutable std::vector<Term> terms_;  // an exposed one's memory is followed
+  at::Tensor dense_;                 // where defined: the first term, made by collapse
   HeldBytes held_;
   // Σ of squares of these terms, without the scale; within, none where only the chain can tell.
   mutable std::optional<std::optional<Known>> gram_sum_;

@@ -1,11 +1,13 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/linear_native.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/matmul_native.h>
 #include <ATen/ops/mm.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
@@ -35,8 +37,12 @@ at::Tensor as_tokens(const at::Tensor& t) {
   return t.reshape({tokens, t.size(-1)}).contiguous();
 }
 
-// t.detach(), which shares the version counter too, past the dispatcher.
-at::Tensor without_history(const at::Tensor& t) { return at::Tensor(t.tensor_data()); }
+// A mode that looks at operations (FlopCounterMode) is shown the product that an update will compute.
+void show_product(const at::Tensor& dY, const at::Tensor& X) {
+  if (!c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python)) return;
+  auto shape_of = [](const at::Tensor& t) { return at::empty(t.sizes(), t.options().device(at::kMeta)); };
+  at::mm(shape_of(dY).t(), shape_of(X));
+}
 
 // dYᵀX, both (T, …): recorded, and then undefined; a tensor where somebody asks for one.
 at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& X, bool X_may_change) {
@@ -45,9 +51,9 @@ at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at:
     record->expect_ordinary("differentiated twice (create_graph=True)");
     record = nullptr;
   }
-  Record::Factor left{without_history(dY)}, right{without_history(X), X_may_change};
+  Record::Factor left{dY}, right{X, X_may_change};
   if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
-  if (record && record->record_outer(left, right)) return {};
+  if (record && record->record_outer(left, right)) return show_product(dY, X), at::Tensor();
   return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
 }
 

@@ -367,7 +367,8 @@ void Record::spend() {
   reset();
   updated_ = true;
   if (!settings_.handles) return;
-  if (!spent_ || !spent_->is_of(parameter_)) {
+  // The first time, and where the parameter or its .grad was given other memory.
+  if (!gradient_behind(spent_handle_) || !spent_->is_of(parameter_)) {
     spent_ = new_gradient();
     spent_handle_ = gradient_handles()->make(spent_, parameter_);
   }

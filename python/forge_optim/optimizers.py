@@ -8,7 +8,6 @@ model itself, which is then fused (``forge_optim.fuse``).
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from itertools import chain, takewhile
 from typing import Any, Literal
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
-from .callers import user_stacklevel
 from .compiled import note_held
 from .fusion import fuse, is_embedding, is_expected_stored, is_unfused
+from .user_line import warn
 
 Schedule = Literal["at_step", "in_backward"]
 CollapsePolicy = Literal["auto", "never"]
@@ -211,11 +210,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._told_of.add(told)
         for reason, names in new.items():
             which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-            warnings.warn(
+            warn(
                 f"the gradient of {which} is stored, as without this library: {reason} (said once; "
                 "forge_optim.report(optimizer).ordinary names all)",
                 StoredGradientWarning,
-                stacklevel=user_stacklevel(),
             )
 
     def _name_of(self, place: int) -> str:

@@ -335,6 +335,9 @@ SAME = lines("""
     g.share_memory_() is g
     g.share_memory_().mul_(2); [g, g.is_shared()]
     c = g.view(-1); g.share_memory_().mul_(2); c
+    g.view(-1).share_memory_()
+    g.view(-1).share_memory_().mul_(2); g.norm(float("inf"))
+    c = g.view(-1).share_memory_(); p.grad = g.detach(); backward(4); c
     [g.is_shared(), g.is_pinned(), g.untyped_storage().is_shared(), g.untyped_storage().nbytes(), len(g.storage())]
     nn.utils.vector_to_parameters(torch.ones(72), [g])
     model.cpu(); g

@@ -1,32 +1,34 @@
-"""torch's FLOP counter and the product of a weight gradient."""
+"""torch's FLOP counter sees the product of a weight gradient that an update computes."""
 
 import pytest
-import torch
-from forge_optim import flops
-from torch.utils import flop_counter
+
+torch = pytest.importorskip("torch")
+forge = pytest.importorskip("forge_optim")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+USES = {
+    "a layer": lambda m, x: m(x),
+    "twice": lambda m, x: m(x) + m(2 * x),
+    "transposed": lambda m, x: F.linear(m(x), m.weight.t()),
+    "@": lambda m, x: x @ m.weight.t(),
+    "from the left": lambda m, x: m.weight @ x.transpose(-1, -2),
+    "in bf16": lambda m, x: F.linear(x.bfloat16(), m.weight.bfloat16()),
+}
 
 
-@pytest.fixture
-def outer_term(monkeypatch):
-    """The operator that a record calls where somebody watches the dispatcher, made here where the library has none."""
-    monkeypatch.setattr(flop_counter, "flop_registry", dict(flop_counter.flop_registry))
-    library = None
-    if not hasattr(torch.ops.forge, "outer_term"):
-        library = torch.library.Library("forge", "FRAGMENT")
-        library.define("outer_term(Tensor dY, Tensor X) -> ()")
-        library.impl("outer_term", lambda dY, X: None, "CompositeExplicitAutograd")
-    flop_counter.flop_registry.pop(torch.ops.forge.outer_term, None)
-    flops.register()
-    yield torch.ops.forge.outer_term
-    if library is not None:
-        library._destroy()
-
-
-@pytest.mark.parametrize("tokens, out, columns", [(16, 32, 64), (1, 8, 8), (0, 4, 5)])
-def test_a_term_counts_as_the_product_that_it_stands_for(outer_term, tokens, out, columns):
-    dY, X = torch.ones(tokens, out), torch.ones(tokens, columns)
-    with flop_counter.FlopCounterMode(display=False) as ours:
-        outer_term(dY, X)
-    with flop_counter.FlopCounterMode(display=False) as theirs:
-        dY.t() @ X
-    assert ours.get_total_flops() == theirs.get_total_flops() == 2 * tokens * out * columns
+@pytest.mark.parametrize("schedule", ["at_step", "in_backward"])
+@pytest.mark.parametrize("shape", [(16, 64), (2, 5, 64), (1, 64)])
+@pytest.mark.parametrize("use", USES)
+def test_a_backward_counts_as_torchs(use, shape, schedule):
+    counts = []
+    for held in (False, True):
+        layer = nn.Linear(64, 32, bias=False)
+        optimizer = forge.SGD(layer, lr=0.1, schedule=schedule) if held else None
+        with FlopCounterMode(display=False) as counter:
+            USES[use](layer, torch.ones(shape, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+        del optimizer
+    assert counts[1] == counts[0] > 0
