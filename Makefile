@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench format lint clean
+.PHONY: help setup build test stress demo bench format lint clean
 
 PYTHON := .venv/bin/python
 BUILD := build/release
@@ -18,6 +18,12 @@ build: setup ## Build the library, the Python package, the forge executable, tes
 
 test: build ## Run all tests, C++ and Python
 	@$(PYTHON) script/run_tests
+
+# Longer than a test may take: some minutes to build, and the sanitizer makes everything ten times as slow.
+stress: setup ## Run backward passes of four threads under the thread sanitizer
+	@cmake --preset tsan
+	@cmake --build --preset tsan -j $(shell nproc) --target torch_tests
+	@TSAN_OPTIONS=suppressions=tests/tsan.supp FORGE_STRESS=2000 build/tsan/torch_tests --gtest_filter='*Threads*'
 
 demo: build ## Train a small model with and without stored gradients
 	@script/demo

@@ -65,7 +65,7 @@ void in_threads(const std::function<void(int)>& work) {
   std::vector<std::jthread> threads;
   for (int t = 0; t < kThreads; ++t)
     threads.emplace_back([&, t] {
-      at::init_num_threads();
+      at::set_num_threads(1);
       start.arrive_and_wait();
       work(t);
     });
