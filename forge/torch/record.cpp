@@ -110,11 +110,7 @@ Record::~Record() {
 void Record::serve(std::function<void()> backward_done) {
   std::scoped_lock lock(ledger_->gradients_in_use);
   backward_done_ = std::move(backward_done);
-}
-
-void Record::set_recording(bool recording) {
-  std::scoped_lock lock(ledger_->gradients_in_use);
-  recording_ = recording;
+  served_ = backward_done_ != nullptr;
 }
 
 std::shared_ptr<Gradient> Record::new_gradient() const {
@@ -300,7 +296,7 @@ std::vector<at::Tensor> Record::uses_done(std::vector<at::Tensor> arrived) {
   note_arrival(grad);
   if (in_backward()) {
     // What others wait for stays until step(); and the optimizer made last applies it.
-    if (!own_ || find_record(parameter_).get() != this || !backward_done_ || has_hooks()) return arrived;
+    if (!own_ || find_record(parameter_).get() != this || !served_ || has_hooks()) return arrived;
     update_now(std::exchange(grad, at::Tensor()));
     return arrived;
   }

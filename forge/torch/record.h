@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -48,8 +49,8 @@ class Record : public std::enable_shared_from_this<Record> {
   bool exact() const { return settings_.exact; }
 
   // False: every use takes autograd's ordinary path, until this says otherwise.
-  void set_recording(bool recording);
-  bool recording() const { return recording_ && backward_done_; }
+  void set_recording(bool recording) { recording_ = recording; }
+  bool recording() const { return recording_ && served_; }
 
   // The gradient so far; null where there is none or .grad is an ordinary tensor and all there is.
   std::shared_ptr<Gradient> current() const;
@@ -121,7 +122,8 @@ class Record : public std::enable_shared_from_this<Record> {
   std::weak_ptr<Gradient> behind_handle_;
   at::Tensor spent_handle_;
   std::shared_ptr<Gradient> spent_;  // behind it
-  bool updated_ = false, has_had_rows_ = false, recording_ = true;
+  bool updated_ = false, has_had_rows_ = false;
+  std::atomic<bool> recording_ = true, served_ = true;  // by an optimizer; read without the lock
   const char* expected_ = nullptr;
   std::map<std::string, std::int64_t> ordinary_;
   std::int64_t grad_bytes_ = 0;

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -97,7 +98,11 @@ class PythonHandles final : public GradientHandles {
 
 OptimizerOptions options_of(const std::string& schedule, const std::string& collapse, bool exact,
                             const std::optional<std::string>& state_format,
-                            const std::optional<std::string>& weight_format, std::uint64_t seed, bool count_rounding) {
+                            const std::optional<std::string>& weight_format, const py::object& seed,
+                            bool count_rounding) {
+  const py::int_ least(0), most(std::numeric_limits<std::uint64_t>::max());
+  check(py::isinstance<py::int_>(seed) && least <= seed && seed <= most, "seed is ",
+        std::string(py::str(seed)), ", expected a number from 0 to 2^64 - 1");
   check(schedule == "at_step" || schedule == "in_backward", "schedule is \"", schedule,
         "\", expected \"at_step\" or \"in_backward\"");
   check(collapse == "auto" || collapse == "never", "collapse is \"", collapse, "\", expected \"auto\" or \"never\"");
@@ -106,7 +111,7 @@ OptimizerOptions options_of(const std::string& schedule, const std::string& coll
           .exact = exact,
           .state_format = state_format ? std::optional(format_of(*state_format)) : std::nullopt,
           .weight_format = weight_format ? format_of(*weight_format) : Format::bf16,
-          .seed = seed,
+          .seed = seed.cast<std::uint64_t>(),
           .count_rounding = count_rounding};
 }
 
@@ -180,7 +185,7 @@ void define_optimizer(py::module_& m) {
   py::class_<HostedOptimizer>(m, "HostedOptimizer")
       .def(py::init([](py::handle host, const std::string& rule, const std::string& schedule,
                        const std::string& collapse, bool exact, const std::optional<std::string>& state_format,
-                       const std::optional<std::string>& weight_format, std::uint64_t seed, bool count_rounding) {
+                       const std::optional<std::string>& weight_format, const py::object& seed, bool count_rounding) {
         return std::make_unique<HostedOptimizer>(
             host, rule, options_of(schedule, collapse, exact, state_format, weight_format, seed, count_rounding));
       }))

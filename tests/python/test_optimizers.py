@@ -150,6 +150,9 @@ def test_invalid_input_raises_what_torch_raises(cls, error):
         (dict(collapse="maybe"), "collapse"),
         (dict(state_format="fp16"), "there is no format"),
         (dict(state_format="bf16_plus8"), "state_format"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(seed=2**64), "seed is 18446744073709551616"),
+        (dict(seed=0.5), "seed is 0.5"),
     ],
 )
 @pytest.mark.parametrize("cls", OWN)
