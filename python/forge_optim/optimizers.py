@@ -97,7 +97,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._options = (schedule, collapse, exact, state_format, weight_format, seed, count_rounding)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         self._names = WeakIdKeyDictionary()  # of parameters, where they are known
-        self._told_of: set[tuple[int, str]] = set()
+        self._told_of = WeakIdKeyDictionary()  # of parameters: why their gradients were stored, as far as warned of
         if isinstance(params, nn.Module):
             fuse(params, verbose=verbose)
             self._names.update({p: name for name, p in params.named_parameters()})
@@ -186,13 +186,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow()
         self._update()
+        self._warn_of_stored()
         return loss
 
     def _update(self) -> None:
-        self._follow()
         self._engine.step()
-        self._warn_of_stored()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch."""
@@ -201,23 +201,29 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _warn_of_stored(self) -> None:
         """Says once of each weight that its gradient was an ordinary one, unless ``fuse`` has said so."""
-        of_groups = [p for group in self.param_groups for p in group["params"]]
-        new: dict[str, list[str]] = {}
-        for ordinary in self._engine.ordinary_gradients():
-            parameter, told = of_groups[ordinary.parameter], (ordinary.parameter, ordinary.reason)
-            if told not in self._told_of and not is_expected_stored(parameter):
-                new.setdefault(ordinary.reason, []).append(self._name_of(ordinary.parameter))
-            self._told_of.add(told)
-        for reason, names in new.items():
-            which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        stored = self._engine.ordinary_gradients()
+        if not stored:
+            return
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        by_reason: dict[str, list[int]] = {}
+        for place, reason in ((of_one.parameter, of_one.reason) for of_one in stored):
+            told = self._told_of.setdefault(parameters[place], set())
+            if reason not in told and not is_expected_stored(parameters[place]):
+                by_reason.setdefault(reason, []).append(place)
+            told.add(reason)
+        if by_reason:
+            self._warn_of(by_reason)
+
+    def _warn_of(self, by_reason: dict[str, list[int]]) -> None:
+        names_of = [name for group in self.param_groups for name in self._parameter_names(group)]
+        for reason, places in by_reason.items():
+            first, more = names_of[places[0]], len(places) - 1
+            which = f"{first} and {more} more" if more else first
             warn(
                 f"the gradient of {which} is stored, as without this library: {reason} (said once; "
                 "forge_optim.report(optimizer).ordinary names all)",
                 StoredGradientWarning,
             )
-
-    def _name_of(self, place: int) -> str:
-        return [name for group in self.param_groups for name in self._parameter_names(group)][place]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but moments keep the dtype that they were saved in (or get ``state_format``).
@@ -253,7 +259,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
-            self._names, self._told_of = WeakIdKeyDictionary(), set()
+            self._names, self._told_of = WeakIdKeyDictionary(), WeakIdKeyDictionary()
             self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
             for group in self.param_groups:
                 self._hold(group)

@@ -194,6 +194,7 @@ class SophiaG(Published):
         """Takes the gradients that are there into ``hessian``; no weight changes. ``zero_grad()`` is the caller's."""
         if self._options[0] == "in_backward":
             raise RuntimeError('SophiaG: backward has updated the weights already; give schedule="at_step"')
+        self._follow()
         self._engine.step_by("SophiaHessian")
 
     def step(self, closure: Callable[[], Any] | None = None, bs: int = 5120) -> Any:
