@@ -16,31 +16,30 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C, compiled
 
 _logger = logging.getLogger("forge_optim")
 
-_told = WeakIdKeyDictionary()  # parameters that fuse has seen: whether a stored gradient is no surprise
-_embeddings = WeakIdKeyDictionary()
-_unfused = WeakIdKeyDictionary()
+# What is known of a parameter stands in attributes of it: a table would refer to it weakly, and torch's swap_tensors
+# refuses tensors that somebody refers to.
+_EXPECTED_STORED, _EMBEDDING, _UNFUSED = "_forge_expected_stored", "_forge_embedding", "_forge_unfused"
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def is_embedding(parameter: Tensor) -> bool:
     """True where ``fuse`` has seen that one of the modules whose weight the parameter is, is an embedding."""
-    return parameter in _embeddings
+    return getattr(parameter, _EMBEDDING, False)
 
 
 def is_unfused(parameter: Tensor) -> bool:
     """True after ``unfuse``: its gradient is to be an ordinary one."""
-    return parameter in _unfused
+    return getattr(parameter, _UNFUSED, False)
 
 
 def is_expected_stored(parameter: Tensor) -> bool:
     """True where ``fuse`` has said that the gradient of this parameter is stored, or may well be."""
-    return _told.get(parameter, False)
+    return getattr(parameter, _EXPECTED_STORED, False)
 
 
 # ---- The known modules -----------------------------------------------------------------------------------------------
@@ -176,12 +175,12 @@ def fuse(model: nn.Module, verbose: bool = False) -> FusionReport:
             # A tied weight is fused where one of its uses is.
             if id(parameter) not in found or row.reason is None:
                 found[id(parameter)] = row
-            _unfused.pop(parameter, None)
+            setattr(parameter, _UNFUSED, False)
             _C.set_recording(parameter, True)
         if isinstance(module, tuple(_kinds())):
             _let_compile(module)
         if isinstance(module, nn.Embedding):
-            _embeddings[module.weight] = True
+            setattr(module.weight, _EMBEDDING, True)
     rows = []
     for name, parameter in model.named_parameters():
         rows.append(replace(found[id(parameter)], name=name))
@@ -204,7 +203,7 @@ def _row(module: nn.Module, name: str, parameter: Tensor) -> FusionRow:
     if by_use:
         reason = f"fused where {kind}'s forward uses F.linear, F.embedding or @"
     # Who derives from a known module mostly does.
-    _told[parameter] = reason is not None and not (by_use and known)
+    setattr(parameter, _EXPECTED_STORED, reason is not None and not (by_use and known))
     return FusionRow(name, _shape_of(parameter), reason, by_use)
 
 
@@ -239,7 +238,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         if getattr(vars(module).get("forward"), "__func__", None) in ours:
             del module.forward
         for parameter in module.parameters(recurse=False):
-            _unfused[parameter] = True
-            _told.pop(parameter, None)
+            setattr(parameter, _UNFUSED, True)
+            setattr(parameter, _EXPECTED_STORED, True)
             _C.set_recording(parameter, False)
     return model

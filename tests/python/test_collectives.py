@@ -277,7 +277,7 @@ POINTERS = lines("""
     torch.Tensor.untyped_storage(g).data_ptr()
     torch.Tensor.untyped_storage(g).copy_(d.untyped_storage())
     torch.utils.dlpack.to_dlpack(g)
-    torch.multiprocessing.reductions.reduce_tensor(g)
+    torch.multiprocessing.reductions.reduce_tensor(g)[1][1].data_ptr()
     d.data = g; d.mul_(2)
     d.data = g; d.numpy()
     p.data = g; opt.step()
