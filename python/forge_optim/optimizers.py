@@ -97,6 +97,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._options = (schedule, collapse, exact, state_format, weight_format, seed, count_rounding)
         self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
         self._names = WeakIdKeyDictionary()  # of parameters, where they are known
+        self._noise_of = WeakIdKeyDictionary()  # of parameters: the name that their noise is keyed by, once it is
         self._told_of = WeakIdKeyDictionary()  # of parameters: why their gradients were stored, as far as warned of
         if isinstance(params, nn.Module):
             fuse(params, verbose=verbose)
@@ -113,7 +114,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._hold(self.param_groups[-1])
-        except RuntimeError:
+        except BaseException:
             self.param_groups.pop()
             self._bind()
             raise
@@ -138,6 +139,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _hold(self, group: dict[str, Any]) -> None:
         self._engine.check_group(group)
+        self._note_names(group)
         for parameter, name in zip(group["params"], self._noise_names(group), strict=True):
             self._engine.add(parameter, group, name, is_embedding(parameter))
             note_held(parameter)
@@ -146,34 +148,50 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _noise_names(self, group: dict[str, Any]) -> list[str]:
         """What the noise of each parameter is keyed by: its name or, without one, its place. In a checkpoint, so that a
-        run goes on with the same noise; where nothing is rounded stochastically it is left out."""
+        run goes on with the same noise; where nothing is rounded stochastically it is left out. A parameter keeps its
+        own wherever it is put, and a new one gets none that another has."""
         formats = {*self._options[3:5], group.get("state_format")}
         if not formats & _STOCHASTIC:
             return [""] * len(group["params"])
-        noise = group.get("noise")
-        if noise is None:
-            noise = group["noise"] = {"mapping": _NOISE_MAPPING, "names": self._parameter_names(group)}
+        noise = group.get("noise", {"mapping": _NOISE_MAPPING, "names": []})
         if noise["mapping"] != _NOISE_MAPPING:
             raise RuntimeError(
                 f'param_groups: the noise of this checkpoint is mapped as version {noise["mapping"]}, and this library '
                 f"maps it as version {_NOISE_MAPPING}; go on with the version that wrote it"
             )
-        if len(noise["names"]) != len(group["params"]):  # somebody has put parameters in or taken some out
-            noise["names"] = self._parameter_names(group)
-        return noise["names"]
+        names = noise["names"]
+        if len(names) != len(group["params"]):  # a new group, or somebody has put parameters in or taken some out
+            names = self._parameter_names(group)
+        for parameter, name in zip(group["params"], names, strict=True):
+            if parameter not in self._noise_of:
+                self._noise_of[parameter] = self._unused(name)
+        names = [self._noise_of[parameter] for parameter in group["params"]]
+        if names != noise["names"]:  # of its own: copies of a group share what is in it
+            group["noise"] = {"mapping": _NOISE_MAPPING, "names": names}
+        return names
+
+    def _unused(self, name: str) -> str:
+        """This name or, where it is a place that another parameter's noise is keyed by, a later one."""
+        used = set(self._noise_of.values())
+        while name in used and name.isdigit():
+            name = str(int(name) + 1)
+        return name
 
     @property
     def _counts_rounding(self) -> bool:
         return self._options[-1]
 
+    def _note_names(self, group: dict[str, Any]) -> None:
+        """Names that were given with a group are those of its parameters as long as nobody has edited it."""
+        given = group.get("param_names", [])
+        if len(given) == len(group["params"]):
+            for parameter, name in zip(group["params"], given, strict=True):
+                self._names.setdefault(parameter, name)
+
     def _parameter_names(self, group: dict[str, Any]) -> list[str]:
         """The name of each parameter or, where it is not known, its place among those of all groups."""
         before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
-        given = group.get("param_names", [None] * len(group["params"]))
-        return [
-            _canonical(self._names.get(p) or name or str(place))
-            for place, (p, name) in enumerate(zip(group["params"], given, strict=True), start=before)
-        ]
+        return [_canonical(self._names.get(p) or str(place)) for place, p in enumerate(group["params"], start=before)]
 
     @torch._disable_dynamo
     @torch.no_grad()
@@ -230,11 +248,12 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Where the state is refused, everything stays as it was.
         """
-        before = {"state": self.state, "param_groups": self.param_groups}  # torch puts new ones in their place
+        before = {"state": self.state, "param_groups": self.param_groups, "_noise_of": self._noise_of}
         seen: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
         try:
-            super().load_state_dict(state_dict)
+            super().load_state_dict(state_dict)  # puts new groups and a new state in their place
+            self._noise_of = WeakIdKeyDictionary()
             self._restore_dtypes(seen[-1])
             self._bind(check_state=True)
         except BaseException:
@@ -259,7 +278,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_options" in state:  # a copy or an unpickled one; load_state_dict comes here without
-            self._names, self._told_of = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+            self._names, self._noise_of, self._told_of = (WeakIdKeyDictionary() for _ in range(3))
             self._engine = _C.HostedOptimizer(self, self._rule, *self._options)
             for group in self.param_groups:
                 self._hold(group)
