@@ -374,7 +374,11 @@ void Record::spend() {
 
 void Record::release() {
   std::scoped_lock lock(ledger_->gradients_in_use);
-  if (!own_ || own_->empty()) return;
+  if (!own_) return;
+  // What was applied says nothing to who goes on without this optimizer, and autograd would add to it.
+  bool spent = spent_handle_.defined() && parameter_.grad().is_same(spent_handle_);
+  if (spent) parameter_.mutable_grad() = at::Tensor();
+  if (own_->empty()) return;
   absorb_grad();
   at::Tensor grad = own_->materialize(parameter_.scalar_type());
   own_->clear();

@@ -85,7 +85,7 @@ class Record : public std::enable_shared_from_this<Record> {
   void reset();
   // The gradient has been applied in backward.
   void spend();
-  // in_backward: the terms become .grad, an ordinary one.
+  // in_backward: the terms become .grad, an ordinary one; without any, a spent handle goes.
   void release();
   // Appends an ordinary .grad to the terms, where there are both.
   void absorb_grad();

@@ -329,7 +329,8 @@ struct HostedImpl final : Optimizer::Impl {
     py::gil_scoped_acquire lock;
     Entry& e = entries[i];
     const ParameterState& s = state[i];
-    py::object of_host = host.attr("state")[e.parameter];
+    // The user's own dict may have no default, and the weight has been updated already.
+    py::object of_host = host.attr("state").attr("setdefault")(e.parameter, py::dict());
     if (keeps_step(i)) store_scalar(of_host, "step", static_cast<double>(s.progress.step - 1));
     std::span<const char* const> scalars = e.info->scalars;
     for (std::size_t k = 0; k < scalars.size(); ++k) store_scalar(of_host, scalars[k], s.progress.scalars[k]);
