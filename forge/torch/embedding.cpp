@@ -11,6 +11,7 @@
 #include "forge/torch/dispatch.h"
 #include "forge/torch/held_weight.h"
 #include "forge/torch/record.h"
+#include "forge/torch/saved_input.h"
 
 namespace forge {
 namespace {
@@ -47,7 +48,7 @@ struct Embedding : torch::autograd::Function<Embedding> {
     }
     auto rows = [&](const at::Tensor& t) { return t.detach().reshape({index.numel(), t.size(-1)}); };
     auto flat = [&] { return index.detach().reshape({index.numel()}).to(at::kLong); };
-    if (record && record->record_rows(flat(), rows(dY), use.padding_idx)) return {};
+    if (record && record->record_rows(flat(), {rows(dY), is_known_elsewhere(dY)}, use.padding_idx)) return {};
     return at::embedding_backward(dY, index, use.rows, use.padding_idx, /*scale_grad_by_freq=*/false, use.sparse);
   }
 };

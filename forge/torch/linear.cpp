@@ -44,14 +44,20 @@ void show_product(const at::Tensor& dY, const at::Tensor& X) {
   at::mm(shape_of(dY).t(), shape_of(X));
 }
 
+// What arrived from autograd as `grad`, in rows.
+Record::Factor arrived(const at::Tensor& dY, const at::Tensor& grad) {
+  return {dY, dY.is_alias_of(grad) && is_known_elsewhere(grad)};
+}
+
 // dYᵀX, both (T, …): recorded, and then undefined; a tensor where somebody asks for one.
-at::Tensor weight_gradient(const LinearUse& use, const at::Tensor& dY, const at::Tensor& X, bool X_may_change) {
+at::Tensor weight_gradient(const LinearUse& use, const Record::Factor& of_output, const Record::Factor& of_input) {
+  const at::Tensor &dY = of_output.tensor, &X = of_input.tensor;
   auto record = use.record.lock();
   if (record && at::GradMode::is_enabled()) {
     record->expect_ordinary("differentiated twice (create_graph=True)");
     record = nullptr;
   }
-  Record::Factor left{dY}, right{X, X_may_change};
+  Record::Factor left = of_output, right = of_input;
   if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
   if (record && record->record_outer(left, right)) return show_product(dY, X), at::Tensor();
   return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
@@ -74,7 +80,7 @@ struct Linear : torch::autograd::Function<Linear> {
     auto use = kept_use<LinearUse>(ctx);
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
     if (ctx->needs_input_grad(0)) dX = input_gradient(dY, W, x.sizes());
-    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, dY, as_tokens(x), use.x.may_change(x));
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, arrived(dY, grads[0]), {as_tokens(x), use.x.may_change(x)});
     // The edges are those of tensor inputs: a bias that is there is the third.
     if (use.has_bias && ctx->needs_input_grad(2)) db = dY.sum(0);
     return {dX, dW, db, at::Tensor()};
@@ -102,7 +108,7 @@ struct LinearOfColumns : torch::autograd::Function<LinearOfColumns> {
     auto tokens = [](const at::Tensor& columns) { return as_tokens(columns.transpose(-1, -2)); };
     at::Tensor dX, dW;
     if (ctx->needs_input_grad(0)) dX = at::matmul(W.t(), dY);
-    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, tokens(dY), tokens(X), use.x.may_change(X));
+    if (ctx->needs_input_grad(1)) dW = weight_gradient(use, arrived(tokens(dY), dY), {tokens(X), use.x.may_change(X)});
     return {dX, dW, at::Tensor()};
   }
 };

@@ -230,16 +230,16 @@ bool Record::record_outer(const Factor& dY, const Factor& X) {
   return true;
 }
 
-bool Record::record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx) {
+bool Record::record_rows(const at::Tensor& index, const Factor& values, std::int64_t padding_idx) {
   Access access(*this);
   if (!takes_terms()) return false;
   has_had_rows_ = true;
   ScopedPurpose purpose(Purpose::held_copy);
   at::Tensor used = padding_idx >= 0 ? index.ne(padding_idx).nonzero().reshape({-1}) : at::Tensor();
   if (used.defined() && used.numel() < index.numel())
-    open().add_rows(index.index_select(0, used), values.index_select(0, used));
+    open().add_rows(index.index_select(0, used), values.tensor.index_select(0, used));
   else
-    open().add_rows(index.clone(), values);
+    open().add_rows(index.clone(), keepable(values));
   return true;
 }
 

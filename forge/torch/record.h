@@ -66,7 +66,7 @@ class Record : public std::enable_shared_from_this<Record> {
   bool record_outer(const Factor& dY, const Factor& X);
   // Rows of `padding_idx` (-1: none) are left out, whatever they hold. The index is copied: it is nearly always the
   // user's own buffer.
-  bool record_rows(const at::Tensor& index, const at::Tensor& values, std::int64_t padding_idx);
+  bool record_rows(const at::Tensor& index, const Factor& values, std::int64_t padding_idx);
   // Why the gradient that arrives next will be an ordinary one.
   void expect_ordinary(const char* reason);
   // How often an ordinary gradient has arrived, by reason.

@@ -1,8 +1,11 @@
 #include "forge/torch/saved_input.h"
 
+#include <ATen/SequenceNumber.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 namespace forge {
@@ -18,26 +21,49 @@ bool is_of(const WeakStorage& storage, const at::Tensor& t) {
   return storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
 }
 
-// Inputs of forward passes that ran inside of a backward pass of this thread, as long as they live.
-thread_local std::vector<WeakStorage> recomputed;
+const at::Tensor& whole(const at::Tensor& t) { return t.is_view() ? t._base() : t; }
+
+// An input of a forward pass that ran inside of a backward pass of this thread, as long as it lives, and the number of
+// the node that computed it. What was saved before and unpacked has the node of the first forward pass.
+struct Recomputed {
+  WeakStorage storage;
+  std::uint64_t made_by;
+};
+thread_local std::vector<Recomputed> recomputed;
 
 void note_recomputed(const at::Tensor& x) {
-  std::erase_if(recomputed, [](const WeakStorage& storage) { return storage.expired(); });
-  recomputed.push_back(weak_storage(x));
+  std::erase_if(recomputed, [](const Recomputed& r) { return r.storage.expired(); });
+  if (const auto& node = whole(x).grad_fn()) recomputed.push_back({weak_storage(x), node->sequence_nr()});
 }
 
-bool is_recomputed(const at::Tensor& t) {
-  return std::ranges::any_of(recomputed, [&](const WeakStorage& storage) { return is_of(storage, t); });
+bool is_recomputed(const at::Tensor& t, std::uint64_t since) {
+  return std::ranges::any_of(recomputed,
+                             [&](const Recomputed& r) { return r.made_by >= since && is_of(r.storage, t); });
+}
+
+// The slot's question has another name in older versions of torch.
+template <class Slot>
+bool has_object(const Slot* slot) {
+  if constexpr (requires { slot->load_pyobj(); })
+    return slot->load_pyobj() != nullptr;
+  else
+    return slot->_unchecked_untagged_pyobj() != nullptr;
 }
 
 }  // namespace
 
-SavedInput::SavedInput(const at::Tensor& x) : storage_(weak_storage(x)), users_own_(x.is_leaf()) {
+SavedInput::SavedInput(const at::Tensor& x)
+    : storage_(weak_storage(x)), users_own_(whole(x).is_leaf()), saved_at_(at::sequence_number::peek()) {
   if (torch::autograd::get_current_graph_task_id() != -1) note_recomputed(x);
 }
 
 bool SavedInput::may_change(const at::Tensor& unpacked) const {
-  return users_own_ || (!is_of(storage_, unpacked) && !is_recomputed(unpacked));
+  return users_own_ || (!is_of(storage_, unpacked) && !is_recomputed(unpacked, saved_at_));
+}
+
+bool is_known_elsewhere(const at::Tensor& t) {
+  auto known = [](const at::Tensor& of) { return has_object(of.unsafeGetTensorImpl()->pyobj_slot()); };
+  return known(t) || known(whole(t));
 }
 
 }  // namespace forge

@@ -269,7 +269,7 @@ bool record_rows(const at::Tensor& weight, const at::Tensor& index, const at::Te
   auto record = record_of_graph(weight);
   if (!record) return false;
   ScopedPurpose purpose(Purpose::held_copy);
-  return record->record_rows(index.to(at::kLong), values.clone(), padding_idx);
+  return record->record_rows(index.to(at::kLong), {values.clone()}, padding_idx);
 }
 
 StoredTensor moment_of(const at::Tensor& values, const std::optional<at::Tensor>& scale) {
