@@ -184,7 +184,8 @@ void Optimizer::Impl::add_rounding(std::size_t i, Format format, std::span<const
 
 // in_backward: consumes the gradient.
 void Optimizer::Impl::update(std::size_t i) {
-  if (!holds(i)) return records[i]->release();
+  auto alive = in_use();  // goes last, and this may go with it
+  if (!alive || !holds(i)) return records[i]->release();
   load(i);
   RuleStep rule = rule_for(i);
   prepare(i, rule);

@@ -38,6 +38,10 @@ struct Optimizer::Impl {
   virtual void store(std::size_t) {}
   // A zero moment for parameter i.
   virtual StoredTensor new_moment(std::size_t i, const Moment& moment);
+  // Keeps the host, and so this, alive while a backward pass updates; null where the host is ending already.
+  virtual std::shared_ptr<const void> in_use() const {
+    return {std::shared_ptr<const void>(), this};  // who owns this waits for backward passes
+  }
   // False where the host has taken the parameter away, and this does not know yet.
   virtual bool holds(std::size_t) const { return true; }
   virtual WholeGradient gradient_of(std::size_t i) { return {state[i].parameter, records[i].get()}; }

@@ -315,7 +315,8 @@ void Record::update_now(const at::Tensor& arrived) {
   check_not_awaited();
   if (arrived.defined()) grad = grad.defined() ? grad.add(arrived) : arrived.detach();
   note_grad();
-  backward_done_();
+  auto update = backward_done_;  // which ends its optimizer, where nobody else has kept it
+  update();
 }
 
 void Record::check_not_awaited() const {

@@ -21,7 +21,7 @@ bool is_of(const WeakStorage& storage, const at::Tensor& t) {
   return storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
 }
 
-const at::Tensor& whole(const at::Tensor& t) { return t.is_view() ? t._base() : t; }
+at::Tensor whole(const at::Tensor& t) { return t.is_view() ? at::Tensor(t._base()) : t; }
 
 // An input of a forward pass that ran inside of a backward pass of this thread, as long as it lives, and the number of
 // the node that computed it. What was saved before and unpacked has the node of the first forward pass.
@@ -33,7 +33,7 @@ thread_local std::vector<Recomputed> recomputed;
 
 void note_recomputed(const at::Tensor& x) {
   std::erase_if(recomputed, [](const Recomputed& r) { return r.storage.expired(); });
-  if (const auto& node = whole(x).grad_fn()) recomputed.push_back({weak_storage(x), node->sequence_nr()});
+  if (auto node = whole(x).grad_fn()) recomputed.push_back({weak_storage(x), node->sequence_nr()});
 }
 
 bool is_recomputed(const at::Tensor& t, std::uint64_t since) {

@@ -24,8 +24,8 @@ class SavedInput {
   std::uint64_t saved_at_;  // as nodes are numbered: one made later has a number not below it
 };
 
-// True where users of another language (Python) have had this tensor in hand, or the one that it is a view of: a hook or
-// a function of theirs may have returned a buffer that it fills again.
+// True where users of another language (Python) have had this tensor in hand, or the one that it is a view of: a hook
+// or a function of theirs may have returned a buffer that it fills again.
 bool is_known_elsewhere(const at::Tensor& t);
 
 }  // namespace forge

@@ -40,7 +40,7 @@ struct HostedImpl final : Optimizer::Impl {
   };
 
   HostedImpl(py::handle h, const OptimizerInfo& r, OptimizerOptions o)
-      : Impl(std::move(o), /*handles=*/true), host(h), rule(&r) {}
+      : Impl(std::move(o), /*handles=*/true), host(h), weak_host(h), rule(&r) {}
   ~HostedImpl() override {
     py::gil_scoped_acquire lock;
     {
@@ -49,6 +49,18 @@ struct HostedImpl final : Optimizer::Impl {
     }
     entries.clear();
     before.reset();
+    weak_host = {};
+  }
+
+  // The host may be collected, or its last reference go in another thread, while backward updates.
+  std::shared_ptr<const void> in_use() const override {
+    py::gil_scoped_acquire lock;
+    py::object alive = weak_host();
+    if (alive.is_none()) return nullptr;
+    return {alive.release().ptr(), [](PyObject* object) {
+              py::gil_scoped_acquire again;
+              Py_DECREF(object);
+            }};
   }
 
   // ---- The host's groups are followed: all parameters are added anew, and those that are known go on as they were
@@ -361,7 +373,8 @@ struct HostedImpl final : Optimizer::Impl {
 
   static constexpr const char* kLowKey = "weight_low";
 
-  py::handle host;
+  py::handle host;  // owns this
+  py::weakref weak_host;
   const OptimizerInfo* rule;
   std::vector<Entry> entries;
   std::optional<Held> before;
