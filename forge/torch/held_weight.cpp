@@ -1,8 +1,10 @@
 #include "forge/torch/held_weight.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <typeindex>
@@ -12,6 +14,7 @@
 namespace forge {
 namespace {
 
+using torch::autograd::AccumulateGrad;
 using torch::autograd::Node;
 
 // Classes of nodes, asked for by example: their header is generated and large.
@@ -20,6 +23,8 @@ struct KnownNodes {
 
   static const KnownNodes& get() {
     static const KnownNodes known = [] {
+      // No mode of the user's sees these operations.
+      c10::impl::ForceDispatchKeyGuard no_modes(c10::default_included_set, c10::default_excluded_set);
       at::AutoGradMode grad_mode(true);
       at::Tensor leaf = at::empty({1, 1}).requires_grad_();
       auto of = [](const at::Tensor& t) { return std::type_index(typeid(*t.grad_fn())); };
@@ -65,13 +70,27 @@ HeldWeight find_held(const at::Tensor& weight) {
   const KnownNodes& known = KnownNodes::get();
   Way way;
   for (const Node* node = weight.grad_fn().get(); node != nullptr; node = node->next_edge(0).function.get()) {
-    if (const auto* end = dynamic_cast<const torch::autograd::AccumulateGrad*>(node)) {
+    if (typeid(*node) == typeid(AccumulateGrad)) {
+      const auto* end = static_cast<const AccumulateGrad*>(node);
       if (!is_plain(weight) || !way.end(weight, end->variable)) return {};
-      return {record_for_use(end->variable), end->variable, weight, way.transposed};
+      return {record_for_use(end->variable), weight, weight, way.transposed};
     }
     if (!way.take(*node, known)) return {};
   }
   return {};
+}
+
+bool is_watched_on_its_way(const NodePointer& made_by) {
+  const auto* tasks = torch::autograd::get_current_graph_task_exec_info();
+  for (Node* node = made_by.get(); node != nullptr; node = node->next_edge(0).function.get()) {
+    if (typeid(*node) == typeid(AccumulateGrad)) return false;
+    if (!node->tensor_pre_hooks().empty() || !node->retains_grad_hooks().empty() || !node->pre_hooks().empty() ||
+        !node->post_hooks().empty())
+      return true;
+    auto found = tasks ? tasks->find(node) : decltype(tasks->end()){};
+    if (tasks && found != tasks->end() && found->second.captures_) return true;
+  }
+  return false;
 }
 
 }  // namespace forge

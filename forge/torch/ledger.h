@@ -74,6 +74,8 @@ class Ledger {
     return gram_;
   }
 
+  std::atomic<bool> has_ordinary = false;  // a matrix has had an ordinary gradient
+
   // What is in the books at one moment.
   struct Figures {
     Bytes terms;           // dY, X, index and values

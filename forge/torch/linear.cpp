@@ -2,7 +2,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/linear_native.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/matmul_native.h>
@@ -26,8 +25,18 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 struct LinearUse {
   std::weak_ptr<Record> record;
+  NodePointer weight_made_by;
   SavedInput x;
-  bool has_bias, transposed;
+  bool has_bias, transposed;  // as of HeldWeight
+  bool flipped;               // what was given against what is multiplied by
+
+  LinearUse(const HeldWeight& held, const at::Tensor& x, bool has_bias)
+      : record(held.record),
+        weight_made_by(held.given.grad_fn()),
+        x(x),
+        has_bias(has_bias),
+        transposed(held.transposed),
+        flipped(!held.given.is_same(held.used)) {}
 };
 
 at::Tensor as_tokens(const at::Tensor& t) {
@@ -44,40 +53,53 @@ void show_product(const at::Tensor& dY, const at::Tensor& X) {
   at::mm(shape_of(dY).t(), shape_of(X));
 }
 
+// The record to write to; null where the weight's gradient is to be a tensor.
+std::shared_ptr<Record> record_to_write(const LinearUse& use) {
+  auto record = use.record.lock();
+  if (!record || at::GradMode::is_enabled()) return nullptr;
+  if (!is_watched_on_its_way(use.weight_made_by)) return record;
+  record->expect_ordinary("a cast or transpose of the weight has gradient hooks, or its gradient was asked for");
+  return nullptr;
+}
+
+// The products of a backward pass that is differentiated itself are ordinary ones, dX's with the weight too.
+void expect_second_derivative(const LinearUse& use) {
+  if (!at::GradMode::is_enabled()) return;
+  if (auto record = use.record.lock()) record->expect_ordinary("differentiated twice (create_graph=True)");
+}
+
 // What arrived from autograd as `grad`, in rows.
 Record::Factor arrived(const at::Tensor& dY, const at::Tensor& grad) {
   return {dY, dY.is_alias_of(grad) && is_known_elsewhere(grad)};
 }
 
-// dYᵀX, both (T, …): recorded, and then undefined; a tensor where somebody asks for one.
+// dYᵀX, both (T, …): recorded, and then undefined; a tensor of the shape of what was given where somebody asks for one.
 at::Tensor weight_gradient(const LinearUse& use, const Record::Factor& of_output, const Record::Factor& of_input) {
   const at::Tensor &dY = of_output.tensor, &X = of_input.tensor;
-  auto record = use.record.lock();
-  if (record && at::GradMode::is_enabled()) {
-    record->expect_ordinary("differentiated twice (create_graph=True)");
-    record = nullptr;
-  }
+  auto record = record_to_write(use);
   Record::Factor left = of_output, right = of_input;
   if (use.transposed) std::swap(left, right);  // (dYᵀX)ᵀ = XᵀdY
   if (record && record->record_outer(left, right)) return show_product(dY, X), at::Tensor();
-  return use.transposed ? X.t().mm(dY) : dY.t().mm(X);
+  return use.flipped ? X.t().mm(dY) : dY.t().mm(X);
 }
 
-// y = x Wᵀ + b. The second input is the parameter behind W, so that the node's edge leads there.
+// y = x Wᵀ + b. The second input is what was given for the weight: autograd's edge leads there, so that hooks on a cast
+// are called. The product is torch's own composite, of which modes see the operations that they see without us.
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor&, const OptionalTensor& bias,
                             const HeldWeight& held) {
     // W is for dX only: where that is not wanted, it may change before backward.
     ctx->save_for_backward({x, x.requires_grad() ? held.used : at::Tensor()});
-    keep_use<LinearUse>(ctx, {held.record, SavedInput(x), bias.has_value(), held.transposed});
+    keep_use<LinearUse>(ctx, LinearUse(held, x, bias.has_value()));
     at::AutoDispatchBelowADInplaceOrView guard;
-    return at::linear(x, held.used, bias);
+    return at::native::linear(x, held.used, bias);
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &W = saved[1];
     auto use = kept_use<LinearUse>(ctx);
+    expect_second_derivative(use);
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
     if (ctx->needs_input_grad(0)) dX = input_gradient(dY, W, x.sizes());
     if (ctx->needs_input_grad(1)) dW = weight_gradient(use, arrived(dY, grads[0]), {as_tokens(x), use.x.may_change(x)});
@@ -96,15 +118,16 @@ struct Linear : torch::autograd::Function<Linear> {
 struct LinearOfColumns : torch::autograd::Function<LinearOfColumns> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& X, const at::Tensor&, const HeldWeight& held) {
     ctx->save_for_backward({X, X.requires_grad() ? held.used : at::Tensor()});
-    keep_use<LinearUse>(ctx, {held.record, SavedInput(X), false, held.transposed});
+    keep_use<LinearUse>(ctx, LinearUse(held, X, false));
     at::AutoDispatchBelowADInplaceOrView guard;
-    return at::matmul(held.used, X);
+    return at::native::matmul(held.used, X);
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
     const at::Tensor &X = saved[0], &W = saved[1], &dY = grads[0];
     auto use = kept_use<LinearUse>(ctx);
+    expect_second_derivative(use);
     auto tokens = [](const at::Tensor& columns) { return as_tokens(columns.transpose(-1, -2)); };
     at::Tensor dX, dW;
     if (ctx->needs_input_grad(0)) dX = at::matmul(W.t(), dY);
@@ -123,22 +146,35 @@ bool fits(const at::Tensor& x, const OptionalTensor& bias, const HeldWeight& hel
   return x_fits && (!bias || (fits_type(*bias, held) && bias->dim() == 1 && bias->size(0) == held.used.size(0)));
 }
 
+// Set while torch's linear calls matmul with a weight that has been looked at: where nobody holds it, looking again is
+// most of what this costs.
+thread_local bool looked = false;
+
+at::Tensor linear_of_torch(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  struct Looked {
+    Looked() { looked = true; }
+    ~Looked() { looked = false; }
+  } until_the_end;
+  return at::native::linear(x, weight, bias);
+}
+
 at::Tensor linear_of_held(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& given) {
   HeldWeight held = find_held(weight);
   OptionalTensor bias = given && given->defined() ? given : OptionalTensor();
-  if (!held.record || !fits(x, bias, held)) return at::native::linear(x, weight, given);
-  return Linear::apply(x, held.leaf, bias, held);
+  if (!held.record || !fits(x, bias, held)) return linear_of_torch(x, weight, given);
+  return Linear::apply(x, held.given, bias, held);
 }
 
 // x W is linear with Wᵀ for its weight; W X is the same for columns.
 at::Tensor matmul_of_held(const at::Tensor& left, const at::Tensor& right) {
+  if (std::exchange(looked, false)) return at::native::matmul(left, right);
   if (HeldWeight held = find_held(right); held.record) {
     held.used = right.t();  // a view, whose history is the leaf's
     held.transposed = !held.transposed;
-    if (fits(left, {}, held)) return Linear::apply(left, held.leaf, OptionalTensor(), held);
+    if (fits(left, {}, held)) return Linear::apply(left, held.given, OptionalTensor(), held);
   } else if (held = find_held(left); held.record) {
     bool columns = fits_type(right, held) && right.dim() >= 2 && right.size(-2) == left.size(1);
-    if (columns) return LinearOfColumns::apply(right, held.leaf, held);
+    if (columns) return LinearOfColumns::apply(right, held.given, held);
   }
   return at::native::matmul(left, right);
 }

@@ -220,6 +220,8 @@ void Optimizer::Impl::step(const at::Tensor& factor) {
     apply(i, scale.of(gradient.expression()), rule, &together);
   }
   together.run();
+  for (const Update& update : updates)
+    if (records[update.i] && update.gradient.is_ordinary()) records[update.i]->note_applied_ordinary();
   for (auto& record : records)
     if (record) record->end_step();
   ledger->note_step();

@@ -51,6 +51,7 @@ std::int64_t bytes_of(const at::Tensor& t) {
 constexpr const char* kPast =
     "used by something other than F.linear, F.embedding and @, or in a graph of torch.compile made without "
     "forge_optim.fuse(model)";
+constexpr const char* kAssigned = "its .grad was assigned, by the loop or by what distributes the model (FSDP2)";
 
 }  // namespace
 
@@ -282,11 +283,24 @@ void Record::expect_ordinary(const char* reason) {
 
 void Record::note_arrival(const at::Tensor& arrived) {
   const char* reason = std::exchange(expected_, nullptr);
-  if (arrived.defined() && parameter_.dim() == 2) ++ordinary_[reason ? reason : kPast];
+  if (arrived.defined() && parameter_.dim() == 2) {
+    count_ordinary(reason ? reason : kPast);
+    ordinary_arrived_ = true;
+  }
   if (arrived.defined() && !parameter_.grad().defined())
     note_grad_bytes(arrived);
   else
     note_grad();
+}
+
+void Record::note_applied_ordinary() {
+  const char* reason = std::exchange(expected_, nullptr);
+  if (parameter_.dim() == 2 && !ordinary_arrived_) count_ordinary(reason ? reason : kAssigned);
+}
+
+void Record::count_ordinary(const char* reason) {
+  ++ordinary_[reason];
+  ledger_->has_ordinary = true;
 }
 
 std::vector<at::Tensor> Record::uses_done(std::vector<at::Tensor> arrived) {
@@ -349,7 +363,7 @@ void Record::note_grad_bytes(const at::Tensor& ordinary) {
 }
 
 void Record::end_step() {
-  updated_ = false;
+  updated_ = ordinary_arrived_ = false;
   watch_uses();
 }
 

@@ -69,7 +69,9 @@ class Record : public std::enable_shared_from_this<Record> {
   bool record_rows(const at::Tensor& index, const Factor& values, std::int64_t padding_idx);
   // Why the gradient that arrives next will be an ordinary one.
   void expect_ordinary(const char* reason);
-  // How often an ordinary gradient has arrived, by reason.
+  // A step applies an ordinary gradient: counted here where autograd has not brought it.
+  void note_applied_ordinary();
+  // How often an ordinary gradient has arrived or was applied, by reason.
   const std::map<std::string, std::int64_t>& ordinary() const { return ordinary_; }
 
   // Rows have been recorded: the weight is an embedding's.
@@ -107,6 +109,7 @@ class Record : public std::enable_shared_from_this<Record> {
   std::vector<at::Tensor> uses_done(std::vector<at::Tensor> arrived);
   void update_now(const at::Tensor& arrived);
   void note_arrival(const at::Tensor& arrived);
+  void count_ordinary(const char* reason);
   void check_not_updated() const;
   void check_not_awaited() const;
   bool has_hooks() const;
@@ -125,6 +128,7 @@ class Record : public std::enable_shared_from_this<Record> {
   bool updated_ = false, has_had_rows_ = false;
   std::atomic<bool> recording_ = true, served_ = true;  // by an optimizer; read without the lock
   const char* expected_ = nullptr;
+  bool ordinary_arrived_ = false;  // since the last step
   std::map<std::string, std::int64_t> ordinary_;
   std::int64_t grad_bytes_ = 0;
   std::function<void()> backward_done_;

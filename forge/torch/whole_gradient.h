@@ -18,6 +18,7 @@ class WholeGradient {
   // An ordinary gradient of a parameter of this shape, or an undefined tensor.
   WholeGradient(const at::Tensor& parameter, at::Tensor grad);
 
+  bool is_ordinary() const { return recorded_ == nullptr; }
   bool empty() const { return recorded_ == nullptr && !dense_.defined(); }
   Expression expression() const;
   Scale scale() const { return recorded_ ? recorded_->scale() : Scale(); }

@@ -124,9 +124,11 @@ struct HostedImpl final : Optimizer::Impl {
   // True where the host's groups are those that were added, with these parameters in this order.
   bool follows() const {
     std::size_t i = 0;
-    for (py::handle group : host.attr("param_groups")) {
-      for (py::handle parameter : group["params"]) {
-        bool same = i < entries.size() && entries[i].parameter.is(parameter) && entries[i].group.is(group);
+    const Items groups(param_groups());
+    for (PyObject* group : groups) {
+      const Items params(params_of(group));
+      for (PyObject* parameter : params) {
+        bool same = i < entries.size() && entries[i].parameter.ptr() == parameter && entries[i].group.ptr() == group;
         if (!same) return false;
         ++i;
       }
@@ -134,15 +136,41 @@ struct HostedImpl final : Optimizer::Impl {
     return i == entries.size();
   }
 
+  // This is asked at each step, and in in_backward for each weight: by the interpreter's own functions, which count no
+  // references.
+  class Items {
+   public:
+    explicit Items(const py::object& sequence)
+        : items_(py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "param_groups: expected a list"))) {
+      if (!items_) throw py::error_already_set();
+    }
+    PyObject** begin() const { return PySequence_Fast_ITEMS(items_.ptr()); }
+    PyObject** end() const { return begin() + PySequence_Fast_GET_SIZE(items_.ptr()); }
+    std::size_t size() const { return static_cast<std::size_t>(end() - begin()); }
+
+   private:
+    py::object items_;
+  };
+  py::object param_groups() const {
+    static PyObject* name = PyUnicode_InternFromString("param_groups");
+    py::object groups = py::reinterpret_steal<py::object>(PyObject_GetAttr(host.ptr(), name));
+    if (!groups) throw py::error_already_set();
+    return groups;
+  }
+  static py::object params_of(PyObject* group) {
+    static PyObject* name = PyUnicode_InternFromString("params");
+    py::object params = py::reinterpret_steal<py::object>(PyObject_GetItem(group, name));
+    if (!params) throw py::error_already_set();
+    return params;
+  }
+
   // In backward, before the host says that its groups have changed.
   bool holds(std::size_t i) const override {
     py::gil_scoped_acquire lock;
     const Entry& e = entries[i];
-    py::sequence params = e.group["params"];
-    bool in_group = e.place < params.size() && e.parameter.is(params[e.place]);
-    auto is_group = [&](py::handle group) { return e.group.is(group); };
-    py::object groups = host.attr("param_groups");
-    return in_group && std::any_of(py::iter(groups), py::iterator::sentinel(), is_group);
+    const Items groups(param_groups()), params(params_of(e.group.ptr()));
+    bool in_group = e.place < params.size() && params.begin()[e.place] == e.parameter.ptr();
+    return in_group && std::find(groups.begin(), groups.end(), e.group.ptr()) != groups.end();
   }
 
   // ---- Parameters ----
@@ -419,6 +447,8 @@ void HostedOptimizer::step_by(const std::string& rule) {
 }
 
 void HostedOptimizer::step_scaled(const at::Tensor& factor) { impl_->step(factor); }
+
+bool HostedOptimizer::has_ordinary_gradients() const { return impl_->ledger->has_ordinary; }
 
 std::map<std::string, std::int64_t> HostedOptimizer::collapses() const {
   std::scoped_lock lock(impl_->ledger->gradients_in_use);

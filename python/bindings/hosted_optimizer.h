@@ -49,6 +49,8 @@ class HostedOptimizer final : public Optimizer {
 
   // How often terms were multiplied out, by reason.
   std::map<std::string, std::int64_t> collapses() const;
+  // Whether ordinary_gradients() has any, without waiting for the gradients' lock.
+  bool has_ordinary_gradients() const;
 };
 
 }  // namespace forge::python

@@ -101,8 +101,8 @@ OptimizerOptions options_of(const std::string& schedule, const std::string& coll
                             const std::optional<std::string>& weight_format, const py::object& seed,
                             bool count_rounding) {
   const py::int_ least(0), most(std::numeric_limits<std::uint64_t>::max());
-  check(py::isinstance<py::int_>(seed) && least <= seed && seed <= most, "seed is ",
-        std::string(py::str(seed)), ", expected a number from 0 to 2^64 - 1");
+  check(py::isinstance<py::int_>(seed) && least <= seed && seed <= most, "seed is ", std::string(py::str(seed)),
+        ", expected a number from 0 to 2^64 - 1");
   check(schedule == "at_step" || schedule == "in_backward", "schedule is \"", schedule,
         "\", expected \"at_step\" or \"in_backward\"");
   check(collapse == "auto" || collapse == "never", "collapse is \"", collapse, "\", expected \"auto\" or \"never\"");
@@ -206,6 +206,7 @@ void define_optimizer(py::module_& m) {
       .def("reset_peak_memory", &Optimizer::reset_peak_memory)
       .def("rounding", [](const HostedOptimizer& o) { return as_dict(o.rounding()); })
       .def("ordinary_gradients", &Optimizer::ordinary_gradients, Release())
+      .def_property_readonly("has_ordinary_gradients", &HostedOptimizer::has_ordinary_gradients)
       .def("not_finite", &Optimizer::not_finite, Release())
       .def("collapses", &HostedOptimizer::collapses, Release());
 }

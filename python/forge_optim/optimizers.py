@@ -219,9 +219,9 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _warn_of_stored(self) -> None:
         """Says once of each weight that its gradient was an ordinary one, unless ``fuse`` has said so."""
-        stored = self._engine.ordinary_gradients()
-        if not stored:
+        if not self._engine.has_ordinary_gradients:
             return
+        stored = self._engine.ordinary_gradients()
         parameters = [p for group in self.param_groups for p in group["params"]]
         by_reason: dict[str, list[int]] = {}
         for place, reason in ((of_one.parameter, of_one.reason) for of_one in stored):
