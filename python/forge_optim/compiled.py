@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.utils._device import DeviceContext
 
 from . import _C
 
@@ -28,7 +29,8 @@ from . import _C
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
     autocast = torch.is_autocast_enabled(x.device.type)
-    if not _records(weight) or not (autocast or x.dtype == weight.dtype):
+    fits = x.layout is torch.strided and (autocast or x.dtype == weight.dtype)
+    if not fits or not _records(weight):
         return F.linear(x, weight.t() if transposed else weight, bias)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -36,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) 
 
 
 def embedding(index: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
-    if not _records(weight):
+    if index.layout is not torch.strided or not _records(weight):
         return F.embedding(index, weight, padding_idx if padding_idx >= 0 else None)
     return _Embedding.apply(weight, index, _token, padding_idx)
 
@@ -96,7 +98,13 @@ def note_held(parameter: Tensor) -> None:
 
 def _records(weight: Tensor) -> bool:
     trained = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
-    return trained and getattr(weight, _HELD, False) and _has_record(weight)
+    return trained and getattr(weight, _HELD, False) and _has_record(weight) and not _has_modes()
+
+
+def _has_modes() -> bool:
+    """Whether a mode of the user's may make something else of F.linear."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(not isinstance(torch._C._get_function_stack_at(i), DeviceContext) for i in modes)
 
 
 @torch.compiler.assume_constant_result

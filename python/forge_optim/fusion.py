@@ -3,7 +3,8 @@
 Recording itself needs no change of a model: where an optimizer of this library holds a weight, torch's own F.linear and
 F.embedding record (forge/torch/functional.h). Modules keep their class, parameters and state_dict. In a graph of
 ``torch.compile`` the weight cannot be recognised, so a known module gets a ``forward`` of its own, an attribute of the
-instance that is used there alone; pickle writes it as the class's forward.
+instance that is used there alone. It gives way to whatever somebody puts in the place of torch's own forward, and
+copies and pickles of a module are without it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ def is_expected_stored(parameter: Tensor) -> bool:
 
 # ---- The known modules -----------------------------------------------------------------------------------------------
 
-# The functions are named forward, which is what pickle writes of them.
+# What the forwards below stand for. Where somebody has put something else in its place, they leave it to that.
+_forwards = {"Linear": nn.Linear.forward, "Embedding": nn.Embedding.forward}
+_linear, _embedding = F.linear, F.embedding
 
 
 class _Linear:
     def forward(self, input: Tensor) -> Tensor:
-        if _is_compiled():
+        if _is_compiled() and type(self).forward is _forwards["Linear"] and F.linear is _linear:
             return compiled.linear(input, self.weight, self.bias, transposed=False)
         return type(self).forward(self, input)
 
@@ -58,6 +61,8 @@ class _Conv1D:
     """transformers' Conv1D, y = x W + b with W (in, out), multiplies by torch.addmm."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if type(self).forward is not _forwards["Conv1D"] or F.linear is not _linear:
+            return type(self).forward(self, x)
         if _is_compiled():
             return compiled.linear(x, self.weight, self.bias, transposed=True)
         return F.linear(x, self.weight.t(), self.bias)
@@ -65,7 +70,8 @@ class _Conv1D:
 
 class _Embedding:
     def forward(self, input: Tensor) -> Tensor:
-        if _is_compiled() and self.max_norm is None and not self.scale_grad_by_freq:
+        is_torchs = type(self).forward is _forwards["Embedding"] and F.embedding is _embedding
+        if _is_compiled() and is_torchs and self.max_norm is None and not self.scale_grad_by_freq:
             return compiled.embedding(input, self.weight, -1 if self.padding_idx is None else self.padding_idx)
         return type(self).forward(self, input)
 
@@ -77,7 +83,10 @@ def _is_compiled() -> bool:
 def _kinds() -> dict[type[nn.Module], type]:
     kinds = {nn.Linear: _Linear, nn.Embedding: _Embedding}
     utils = sys.modules.get("transformers.pytorch_utils")  # a model that has a Conv1D has brought it along
-    return kinds | {utils.Conv1D: _Conv1D} if utils else kinds
+    if utils is None:
+        return kinds
+    _forwards.setdefault("Conv1D", utils.Conv1D.forward)
+    return kinds | {utils.Conv1D: _Conv1D}
 
 
 def _forward_of(module: nn.Module):
@@ -89,7 +98,7 @@ def _forward_of(module: nn.Module):
 
 
 def _own_forward(module: nn.Module):
-    """A forward that somebody has given this instance; not ours, nor the class's, which comes back from pickle."""
+    """A forward that somebody has given this instance; not ours, nor the class's, which taking off a hook leaves."""
     given = vars(module).get("forward")
     function = getattr(given, "__func__", given)
     ours = [kind.forward for kind in _kinds().values()]
@@ -99,7 +108,15 @@ def _own_forward(module: nn.Module):
 def _let_compile(module: nn.Module) -> None:
     forward = _forward_of(module)
     if forward is not None and _own_forward(module) is None:
-        module.forward = MethodType(forward, module)
+        module.forward, module.__getstate__ = MethodType(forward, module), MethodType(_state_of_copy, module)
+
+
+def _state_of_copy(module: nn.Module) -> object:
+    """What a copy or a pickle takes along: not our forward, which belongs to the module that is copied."""
+    state = type(module).__getstate__(module)
+    if not isinstance(state, dict):  # a class with a state of its own
+        return state
+    return {key: value for key, value in state.items() if key not in ("forward", "__getstate__")}
 
 
 # ---- Fusing a model --------------------------------------------------------------------------------------------------
@@ -236,7 +253,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     ours = [kind.forward for kind in _kinds().values()]
     for module in model.modules():
         if getattr(vars(module).get("forward"), "__func__", None) in ours:
-            del module.forward
+            del module.forward, module.__getstate__
         for parameter in module.parameters(recurse=False):
             setattr(parameter, _UNFUSED, True)
             setattr(parameter, _EXPECTED_STORED, True)
