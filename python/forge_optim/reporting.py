@@ -111,7 +111,10 @@ def report(optimizer: FusedOptimizer) -> Report:
 
 
 def _names(optimizer: FusedOptimizer) -> list[str]:
-    return [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
+    names = [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
+    times = Counter(names)
+    # Two models may have a parameter of one name: then the place tells them apart.
+    return [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
 
 
 def _rounding(optimizer: FusedOptimizer) -> Rounding:
