@@ -83,8 +83,16 @@ at::Tensor weight_gradient(const LinearUse& use, const Record::Factor& of_output
   return use.flipped ? X.t().mm(dY) : dY.t().mm(X);
 }
 
+// torch's own composite. Below autograd an operator inside it that is a composite itself would reach modes whole, and
+// they look for mm and addmm (selective checkpointing): native::linear calls at::matmul where it does not call addmm.
+at::Tensor product(const at::Tensor& x, const at::Tensor& W, const OptionalTensor& bias) {
+  if (bias && (x.dim() == 2 || x.is_contiguous())) return at::native::linear(x, W, bias);
+  at::Tensor y = at::native::matmul(x, W.t());
+  return bias ? y.add_(*bias) : y;
+}
+
 // y = x Wᵀ + b. The second input is what was given for the weight: autograd's edge leads there, so that hooks on a cast
-// are called. The product is torch's own composite, of which modes see the operations that they see without us.
+// are called.
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor&, const OptionalTensor& bias,
                             const HeldWeight& held) {
@@ -92,7 +100,7 @@ struct Linear : torch::autograd::Function<Linear> {
     ctx->save_for_backward({x, x.requires_grad() ? held.used : at::Tensor()});
     keep_use<LinearUse>(ctx, LinearUse(held, x, bias.has_value()));
     at::AutoDispatchBelowADInplaceOrView guard;
-    return at::native::linear(x, held.used, bias);
+    return product(x, held.used, bias);
   }
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
@@ -161,7 +169,8 @@ at::Tensor linear_of_torch(const at::Tensor& x, const at::Tensor& weight, const 
 at::Tensor linear_of_held(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& given) {
   HeldWeight held = find_held(weight);
   OptionalTensor bias = given && given->defined() ? given : OptionalTensor();
-  if (!held.record || !fits(x, bias, held)) return linear_of_torch(x, weight, given);
+  if (!held.record) return linear_of_torch(x, weight, given);
+  if (!fits(x, bias, held)) return at::native::linear(x, weight, given);  // its matmul may fit
   return Linear::apply(x, held.given, bias, held);
 }
 

@@ -123,6 +123,24 @@ def grads_of_the_users(model, x):
     return model(x)
 
 
+def hooked(t):
+    t.register_hook(lambda g: 2 * g)
+    return t
+
+
+def input_gradient(model, x):
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return dx
+
+
+def assigned(model, x):
+    """As loops do that average or edit gradients by hand."""
+    given = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    for p, g in zip(model.parameters(), given, strict=True):
+        p.grad = g
+
+
 def transposed_weight():
     model = two()
     model[1].weight = nn.Parameter(torch.randn(6, 5).t())
@@ -156,6 +174,21 @@ STORED = {
     ),
     "create_graph": (two, create_graph, nothing, ["0.weight", "1.weight"], "differentiated twice"),
     "a .grad of the user's": (two, grads_of_the_users, nothing, ["0.weight", "1.weight"], "an ordinary tensor already"),
+    "a hook on a transpose": (
+        two,
+        lambda m, x: m[0](x) @ hooked(m[1].weight.t()),
+        nothing,
+        ["1.weight"],
+        "a cast or transpose",
+    ),
+    "a penalty on the input's gradient": (
+        two,
+        input_gradient,
+        nothing,
+        ["0.weight", "1.weight"],
+        "differentiated twice",
+    ),
+    "gradients that the loop assigns": (two, assigned, nothing, ["0.weight", "1.weight"], "assigned"),
     "a transposed parameter": (transposed_weight, lambda m, x: m(x), nothing, ["1.weight"], "not a contiguous matrix"),
     "a penalty on all weights": (
         two,

@@ -1,6 +1,7 @@
 """Whatever torch does with F.linear, F.embedding and @ goes on working while an optimizer holds the weight."""
 
 import copy
+import functools
 import io
 import pickle
 import subprocess
@@ -18,7 +19,9 @@ from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, v
 from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.nn.utils import parametrizations, prune  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::forge_optim.StoredGradientWarning",
@@ -315,6 +318,125 @@ USES = {
 @pytest.mark.parametrize("how", USES)
 def test_transforms_modes_and_modules_of_torch_do_what_they_do_without_an_optimizer(how):
     assert_as_without_an_optimizer(*USES[how])
+
+
+class Operations(TorchDispatchMode):
+    """Notes what reaches a device, as selective checkpointing and profilers see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def operations_of(use):
+    def go(m):
+        with Operations() as operations:
+            y = use(m)
+        learn(y)
+        return operations.seen
+
+    return go
+
+
+def checkpointed(m):
+    """Products are kept, the rest is computed again: what the policy is asked for tells what it sees."""
+    asked = []
+
+    def policy(ctx, operation, *args, **kwargs):
+        asked.append((str(operation), ctx.is_recompute))
+        product = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return CheckpointPolicy.MUST_SAVE if product else CheckpointPolicy.PREFER_RECOMPUTE
+
+    x = X.clone().requires_grad_()
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    learn(checkpoint(lambda x: torch.tanh(m(x)), x, use_reentrant=False, context_fn=contexts))
+    return x.grad, asked
+
+
+# Views, copies and sums around them may differ.
+PRODUCTS = {f"aten.{name}.default" for name in ("mm", "addmm", "bmm", "mv", "addmv", "linear", "matmul")}
+
+SEEN = {
+    "F.linear": operations_of(lambda m: m(X)),
+    "F.linear of three dimensions": operations_of(lambda m: m(X.view(2, 2, 6))),
+    "F.linear of three dimensions with gaps": operations_of(lambda m: m(X.view(2, 2, 6).transpose(0, 1))),
+    "F.linear without a bias": operations_of(lambda m: F.linear(X, m.weight)),
+    "F.linear without a bias, of three dimensions": operations_of(lambda m: F.linear(X.view(2, 2, 6), m.weight)),
+    "@": operations_of(lambda m: X @ m.weight.t()),
+    "@ of a cast": operations_of(lambda m: X.bfloat16() @ m.weight.t().bfloat16()),
+    "W @ columns": operations_of(lambda m: m.weight @ X.t()),
+    "selective checkpointing": checkpointed,
+}
+
+
+@pytest.mark.parametrize("how", SEEN)
+def test_a_dispatch_mode_sees_the_products_that_it_sees_without_an_optimizer(how):
+    (given, _), (expected, _) = (run(linear, SEEN[how], held) for held in (True, False))
+    given, expected = ([x for x in seen if isinstance(x, str) and x in PRODUCTS] for seen in (given, expected))
+    assert given == expected and expected
+
+
+def of_a_transpose(edit):
+    def go(m):
+        w = m.weight.t()
+        edit(w)
+        learn(X @ w)
+        return w.grad if w.retains_grad else None
+
+    return go
+
+
+def asked_for(m):
+    w = m.weight.t()
+    given = torch.autograd.grad((X @ w).square().sum(), w)
+    learn(X @ w)
+    return given
+
+
+def hooked_node(m):
+    w = m.weight.t()
+    w.grad_fn.register_prehook(lambda grads: tuple(3 * g for g in grads))
+    return learn(X @ w)
+
+
+def hooked_cast(m):
+    w = m.weight.to(torch.float32, copy=True)
+    w.register_hook(lambda g: 2 * g)
+    return learn(F.linear(X, w))
+
+
+def of_columns(m):
+    w = m.weight.to(torch.float32, copy=True)
+    w.retain_grad()
+    learn(w @ X.t())
+    return w.grad
+
+
+def to_a_transpose_only(m):
+    w = m.weight.t()
+    w.retain_grad()
+    (X @ w).square().sum().backward(inputs=[w])
+    return w.grad
+
+
+BETWEEN = {
+    "a hook on a transpose": of_a_transpose(lambda w: w.register_hook(lambda g: 2 * g)),
+    "a transpose that retains its gradient": of_a_transpose(lambda w: w.retain_grad()),
+    "a transpose that is asked for": asked_for,
+    "a hook on a transpose's node": hooked_node,
+    "a hook on a cast": hooked_cast,
+    "a copy before columns": of_columns,
+    "backward to a transpose alone": to_a_transpose_only,
+}
+
+
+@pytest.mark.parametrize("how", BETWEEN)
+def test_who_waits_between_a_weight_and_its_use_gets_the_gradient_that_torch_gives_him(how):
+    assert_as_without_an_optimizer(linear, BETWEEN[how])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
