@@ -39,12 +39,13 @@ struct LinearUse {
         flipped(!held.given.is_same(held.used)) {}
 };
 
-at::Tensor as_tokens(const at::Tensor& t) {
-  if (t.dim() == 2 && t.is_contiguous()) return t;
+at::Tensor in_rows(const at::Tensor& t) {
   std::int64_t tokens = 1;
   for (std::int64_t d = 0; d < t.dim() - 1; ++d) tokens *= t.size(d);
-  return t.reshape({tokens, t.size(-1)}).contiguous();
+  return t.reshape({tokens, t.size(-1)});
 }
+
+at::Tensor as_tokens(const at::Tensor& t) { return t.dim() == 2 && t.is_contiguous() ? t : in_rows(t).contiguous(); }
 
 // A mode that looks at operations (FlopCounterMode) is shown the product that an update will compute.
 void show_product(const at::Tensor& dY, const at::Tensor& X) {
@@ -83,11 +84,15 @@ at::Tensor weight_gradient(const LinearUse& use, const Record::Factor& of_output
   return use.flipped ? X.t().mm(dY) : dY.t().mm(X);
 }
 
-// torch's own composite. Below autograd an operator inside it that is a composite itself would reach modes whole, and
-// they look for mm and addmm (selective checkpointing): native::linear calls at::matmul where it does not call addmm.
+// The products of torch's linear, each as modes see it without us (selective checkpointing looks for mm and addmm):
+// below autograd a composite inside of a composite would reach them whole, and matmul would not fold x into rows, as it
+// does where its other factor requires a gradient.
 at::Tensor product(const at::Tensor& x, const at::Tensor& W, const OptionalTensor& bias) {
   if (bias && (x.dim() == 2 || x.is_contiguous())) return at::native::linear(x, W, bias);
-  at::Tensor y = at::native::matmul(x, W.t());
+  if (x.dim() < 3) return at::native::matmul(x, W.t());
+  auto sizes = x.sizes().vec();
+  sizes.back() = W.size(0);
+  at::Tensor y = at::mm(in_rows(x), W.t()).view(sizes);
   return bias ? y.add_(*bias) : y;
 }
 

@@ -11,7 +11,7 @@ forge = pytest.importorskip("forge_optim")
 from models import mlp, mlp_loss, points  # noqa: E402
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-FUSED = ["import forge_optim as forge\nopt = forge.AdamW(model", "forge.fuse(model)"]
+FUSED = ["import forge_optim as forge\nopt = forge.AdamW(model", "forge.fuse(model"]
 
 
 @pytest.mark.parametrize("begins", FUSED)
