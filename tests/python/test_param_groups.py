@@ -500,3 +500,37 @@ def test_state_in_a_dict_without_default_is_filled(schedule):
         optimizer.state = state
         train_mlp(m, optimizer)
     assert_equal_bits(again, model)
+
+
+# ---- Memory in another order -----------------------------------------------------------------------------
+
+
+@schedules
+@pytest.mark.parametrize("rule", ["Adafactor", "AdaLomo", "Muon"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_rules_that_need_rows_refuse_memory_in_columns_and_change_nothing(steps_before, rule, schedule):
+    model = mlp()
+    forge.fuse(model)
+    optimizer = getattr(forge, rule)([model[2].weight], lr=1e-2, schedule=schedule)
+    train_mlp(model, optimizer, steps=steps_before)
+    optimizer.zero_grad()
+    model[2].weight.data = model[2].weight.data.t().contiguous().t()
+    before = snapshot(model, optimizer)
+    with pytest.raises(RuntimeError, match=r"rows|row_var|exp_avg_sq_row"):
+        mlp_loss(model, points(0)).backward()
+        optimizer.step()
+    assert_unchanged(model, optimizer, before)
+
+
+@pytest.mark.parametrize("rule", ["Adafactor", "AdaLomo", "Muon", "LAMB"])
+def test_rules_that_need_rows_follow_gaps(rule):
+    runs = []
+    for gaps in (False, True):
+        model = mlp()
+        forge.fuse(model)
+        optimizer = getattr(forge, rule)([model[0].weight, model[2].weight], lr=1e-2)
+        if gaps:
+            model[2].weight.data = model[2].weight.data.repeat_interleave(2, 1)[:, ::2]
+        train_mlp(model, optimizer)
+        runs.append(model)
+    assert_same_weights(runs[1], runs[0])
