@@ -397,3 +397,26 @@ def test_the_users_own_tensor_seen_through_a_view_may_be_filled_again_before_ste
         optimizer.step()
     (theirs, _), (ours, _) = pairs
     assert_same_weights(ours, theirs)
+
+
+def freed(activation):
+    activation.untyped_storage().resize_(0)
+
+
+def changed(activation):
+    activation.mul_(0)
+
+
+@pytest.mark.parametrize("spoil", [freed, changed], ids=lambda f: f.__name__)
+def test_an_activation_that_is_gone_before_step_is_refused_and_no_weight_moves(spoil):
+    model = mlp()
+    optimizer = forge.AdamW(model)
+    kept = []
+    model[1].register_forward_hook(lambda module, args, y: kept.append(y.detach()))
+    mlp_loss(model, points(0)).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    spoil(kept[0])
+    for call in (optimizer.step, lambda: model[2].weight.grad.norm(), lambda: model[2].weight.grad.dense()):
+        with pytest.raises(RuntimeError, match="after backward"):
+            call()
+    assert all(map(torch.equal, before, model.parameters()))
