@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -306,7 +307,7 @@ OF_STEP = {
     "AdamW": dict(rule="AdamW"),
     "AdamW, int8": dict(rule="AdamW", state_format="int8"),
     "AdamW, bf16_plus16": dict(rule="AdamW", weight_format="bf16_plus16"),
-    "AdamW, of gradients in gaps": dict(rule="AdamW", gaps=True),
+    "AdamW, of weights with gaps": dict(rule="AdamW", gaps=True),
     "Muon": dict(rule="Muon"),
     "LAMB": dict(rule="LAMB"),
 }
@@ -344,23 +345,39 @@ def run_out_of_memory(of):
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         moved += any(not torch.equal(layer.weight, old) for layer, old in zip(model, before, strict=True))
-        room += 1 << 17
+        room += 1 << 16
     expected, optimizer = start(**of)
     optimizer.step()
     apart = max((a.weight - b.weight).abs().max().item() for a, b in zip(model, expected, strict=True))
-    print(json.dumps({"failed": failed, "moved": moved, "apart": apart}))
+    return {"failed": failed, "moved": moved, "apart": apart}
+
+
+@pytest.fixture(scope="module")
+def seen():
+    arguments = [sys.executable, "-W", "ignore", __file__]
+    run = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", OF_STEP)
-def test_a_step_without_memory_moves_no_weight_and_a_later_one_is_the_first(name):
-    arguments = [sys.executable, "-W", "ignore", __file__, json.dumps(OF_STEP[name])]
-    run = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr[-2000:]
-    seen = json.loads(run.stdout)
-    assert seen["failed"] > 0
-    assert seen["moved"] == 0
-    assert seen["apart"] == 0
+def test_a_step_without_memory_moves_no_weight_and_a_later_one_is_the_first(name, seen):
+    assert seen[name]["failed"] > 0
+    assert seen[name]["moved"] == 0
+    assert seen[name]["apart"] == 0
+
+
+def in_a_fork(function, *args):
+    """Its result, from a process whose heap has no holes that others have left."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(theirs, json.dumps(function(*args)).encode())
+        os._exit(0)
+    os.close(theirs)
+    status = os.waitpid(child, 0)[1]
+    return json.loads(os.read(ours, 1 << 16)) if status == 0 else {"failed": status}
 
 
 if __name__ == "__main__":
-    run_out_of_memory(json.loads(sys.argv[1]))
+    print(json.dumps({name: in_a_fork(run_out_of_memory, of) for name, of in OF_STEP.items()}))
