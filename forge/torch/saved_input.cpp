@@ -32,7 +32,8 @@ struct Recomputed {
 thread_local std::vector<Recomputed> recomputed;
 
 void note_recomputed(const at::Tensor& x) {
-  std::erase_if(recomputed, [](const Recomputed& r) { return r.storage.expired(); });
+  // What was there before in a buffer is there no more.
+  std::erase_if(recomputed, [&](const Recomputed& r) { return r.storage.expired() || is_of(r.storage, x); });
   if (auto node = whole(x).grad_fn()) recomputed.push_back({weak_storage(x), node->sequence_nr()});
 }
 
