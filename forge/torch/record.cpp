@@ -215,9 +215,10 @@ Gradient& Record::open() {
 
 // ---- Backward -----------------------------------------------------------------------------------------------------
 
-// The gradient would see what somebody else writes into the tensor before step().
+// The gradient would see what somebody else writes into the tensor before step() or, in_backward, before the weight's
+// last use.
 at::Tensor Record::keepable(const Factor& factor) const {
-  bool waits = !in_backward() && settings_.collapse != Collapse::always;
+  bool waits = settings_.collapse != Collapse::always;
   if (!factor.may_change || !waits) return factor.tensor;
   ScopedPurpose purpose(Purpose::held_copy);
   at::AutoDispatchBelowADInplaceOrView no_history;
