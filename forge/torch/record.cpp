@@ -310,6 +310,7 @@ std::vector<at::Tensor> Record::uses_done(std::vector<at::Tensor> arrived) {
   at::Tensor& grad = arrived[0];
   note_arrival(grad);
   if (in_backward()) {
+    if (own_ && !served_) release();  // the optimizer went while this backward was recording
     // What others wait for stays until step(); and the optimizer made last applies it.
     if (!own_ || find_record(parameter_).get() != this || !served_ || has_hooks()) return arrived;
     update_now(std::exchange(grad, at::Tensor()));
