@@ -23,10 +23,30 @@ namespace {
 using torch::autograd::AutogradContext;
 using OptionalTensor = std::optional<at::Tensor>;
 
+// The memory that W had in forward, where it is the parameter itself: a user may give that other memory before
+// backward, and saved tensors keep the tensor.
+class MemoryThen {
+ public:
+  explicit MemoryThen(const at::Tensor& W) {
+    if (!W.is_leaf()) return;
+    parameter_ = W.unsafeGetTensorImpl();
+    memory_ = at::Tensor(parameter_->shallow_copy_and_detach(parameter_->version_counter(), false));
+  }
+  const at::Tensor& of(const at::Tensor& unpacked) const {
+    bool same = unpacked.defined() && unpacked.unsafeGetTensorImpl() == parameter_;
+    return same && !at::GradMode::is_enabled() ? memory_ : unpacked;
+  }
+
+ private:
+  const c10::TensorImpl* parameter_ = nullptr;  // to compare
+  at::Tensor memory_;
+};
+
 struct LinearUse {
   std::weak_ptr<Record> record;
   NodePointer weight_made_by;
   SavedInput x;
+  MemoryThen W;
   bool has_bias, transposed;  // as of HeldWeight
   bool flipped;               // what was given against what is multiplied by
 
@@ -34,6 +54,7 @@ struct LinearUse {
       : record(held.record),
         weight_made_by(held.given.grad_fn()),
         x(x),
+        W(held.used),
         has_bias(has_bias),
         transposed(held.transposed),
         flipped(!held.given.is_same(held.used)) {}
@@ -110,8 +131,8 @@ struct Linear : torch::autograd::Function<Linear> {
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &W = saved[1];
     auto use = kept_use<LinearUse>(ctx);
+    const at::Tensor &x = saved[0], &W = use.W.of(saved[1]);
     expect_second_derivative(use);
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
     if (ctx->needs_input_grad(0)) dX = input_gradient(dY, W, x.sizes());
@@ -138,8 +159,8 @@ struct LinearOfColumns : torch::autograd::Function<LinearOfColumns> {
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
-    const at::Tensor &X = saved[0], &W = saved[1], &dY = grads[0];
     auto use = kept_use<LinearUse>(ctx);
+    const at::Tensor &X = saved[0], &W = use.W.of(saved[1]), &dY = grads[0];
     expect_second_derivative(use);
     auto tokens = [](const at::Tensor& columns) { return as_tokens(columns.transpose(-1, -2)); };
     at::Tensor dX, dW;
