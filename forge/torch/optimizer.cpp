@@ -189,6 +189,7 @@ void Optimizer::Impl::update(std::size_t i) {
   load(i);
   RuleStep rule = rule_for(i);
   prepare(i, rule);
+  try_memory(state[i].parameter, rule);
   apply(i, gradient_of(i).expression(), rule);
   records[i]->spend();
 }
@@ -213,6 +214,7 @@ void Optimizer::Impl::step(const at::Tensor& factor) {
     if (state[i].parameter.is_cpu()) reserve_workspace(G.expression());
     updates.push_back({i, std::move(G), rule});
   }
+  for (const Update& update : updates) try_memory(state[update.i].parameter, update.rule);
   UpdatesTogether together;
   for (const auto& [i, gradient, rule] : updates) {
     Scale scale = gradient.scale();

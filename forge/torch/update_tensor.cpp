@@ -125,4 +125,15 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
   for (const StoredTensor& moment : moments) bump(moment);
 }
 
+void try_memory(const at::Tensor& weight, const RuleStep& rule) {
+  at::Tensor whole, directions, grams;
+  if (!weight.is_non_overlapping_and_dense()) whole = at::empty(weight.sizes(), weight.options());
+  if (!rule.rule().orthogonalized) return;
+  ScopedPurpose purpose(Purpose::direction);
+  const auto [out, in] = matrix_shape(weight);
+  auto fp32 = at::TensorOptions(at::kFloat).device(weight.device());
+  directions = at::empty({2, out, in}, fp32);
+  grams = at::empty({2, std::min(out, in), std::min(out, in)}, fp32);
+}
+
 }  // namespace forge

@@ -47,4 +47,8 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
                    const Expression& G, const RuleStep& rule, bool exact = false,
                    std::span<RoundingCount> rounding = {}, UpdatesTogether* together = nullptr);
 
+// Throws where there is no memory for what update_tensor() takes of the weight's size for itself: the copy of one with
+// gaps, and what an orthogonal direction takes.
+void try_memory(const at::Tensor& weight, const RuleStep& rule);
+
 }  // namespace forge
