@@ -231,7 +231,6 @@ struct HostedImpl final : Optimizer::Impl {
 
   RuleStep next_rule(std::size_t i) const override {
     py::gil_scoped_acquire lock;
-    check(is_training(i), "the weights are those of evaluation; call optimizer.train() before training");
     return rule->prepare(values_of(*rule, entries[i].group), progress_of(*rule, state[i]));
   }
   bool is_training(std::size_t i) const {
@@ -253,6 +252,10 @@ struct HostedImpl final : Optimizer::Impl {
 
   void load(std::size_t i) override {
     py::gil_scoped_acquire lock;
+    check(is_training(i), "the weights are those of evaluation; call optimizer.train() before training");
+    load_state(i);
+  }
+  void load_state(std::size_t i) {
     ParameterState& s = state[i];
     s.moments.clear();
     s.low = at::Tensor();
@@ -429,8 +432,7 @@ void HostedOptimizer::finish_following() { static_cast<HostedImpl&>(*impl_).fini
 
 void HostedOptimizer::check_state() {
   auto& impl = static_cast<HostedImpl&>(*impl_);
-  for (std::size_t i = 0; i < impl.entries.size(); ++i)
-    if (impl.is_training(i)) impl.load(i);
+  for (std::size_t i = 0; i < impl.entries.size(); ++i) impl.load_state(i);
 }
 
 void HostedOptimizer::forget_rounding() { impl_->rounding.clear(); }
