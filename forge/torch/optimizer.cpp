@@ -150,6 +150,10 @@ void Optimizer::Impl::prepare(std::size_t i, const RuleStep& rule) {
   ParameterState& s = state[i];
   const at::Tensor& W = s.parameter;
   check_parameter("step", W);
+  // The user may have given it memory in another order; one with gaps is updated in a copy, in rows.
+  bool in_rows = W.is_contiguous() || !W.is_non_overlapping_and_dense();
+  check(in_rows || rule.rule().takes == Takes::any, "step: ", rule.name(), " is for weights in rows, and one of shape ",
+        W.sizes(), " has strides ", W.strides(), " now; give it a contiguous tensor for its .data");
   std::span<const Moment> moments = rule.rule().moments;
   while (s.moments.size() < moments.size()) s.moments.push_back(new_moment(i, moments[s.moments.size()]));
   for (std::size_t k = 0; k < moments.size(); ++k) follow(W, moments[k], s.moments[k]);
