@@ -17,6 +17,9 @@ namespace {
 
 std::int64_t version_of(const at::Tensor& t) { return t.is_inference() ? 0 : t._version(); }
 
+// Who frees a storage (resize_(0)) changes no version.
+const void* memory_of(const at::Tensor& t) { return has_memory(t) ? t.storage().data() : nullptr; }
+
 }  // namespace
 
 Gradient::Gradient(const at::Tensor& parameter, std::shared_ptr<Ledger> ledger)
@@ -172,7 +175,8 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
 void Gradient::hold(const at::Tensor& t, bool dense) {
   // A name of our own for the memory: the user's may get other memory by `.data =`.
   c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  kept_.push_back({at::Tensor(impl->shallow_copy_and_detach(impl->version_counter(), false)), version_of(t), dense});
+  at::Tensor ours(impl->shallow_copy_and_detach(impl->version_counter(), false));
+  kept_.push_back({std::move(ours), version_of(t), memory_of(t), dense});
   held_.hold(t);
   if (dense)
     ledger_->add_dense(sizes_.size() == 2, static_cast<std::int64_t>(t.nbytes()));
@@ -296,12 +300,16 @@ std::int64_t Gradient::dense_bytes() const {
   return shape_.out * shape_.in * static_cast<std::int64_t>(c10::elementSize(dtype_));
 }
 
-bool Gradient::is_unchanged(const Kept& kept) const { return exposed_ || version_of(kept.tensor) == kept.version; }
+bool Gradient::is_unchanged(const Kept& kept) const {
+  if (exposed_) return true;
+  bool there = kept.memory == memory_of(kept.tensor) && kept.tensor.storage().nbytes() >= kept.tensor.nbytes();
+  return there && version_of(kept.tensor) == kept.version;
+}
 
 void Gradient::check_unchanged() const {
   for (const Kept& kept : kept_)
     check(is_unchanged(kept), "Gradient: a tensor of shape ", kept.tensor.sizes(),
-          " that the gradient refers to was changed in place after backward; clone it before it is changed, or call "
+          " that the gradient refers to was changed in place or freed after backward; clone it before that, or call "
           "step() first");
 }
 

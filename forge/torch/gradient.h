@@ -109,6 +109,7 @@ class Gradient {
   struct Kept {  // a tensor behind a term
     at::Tensor tensor;
     std::int64_t version;
+    const void* memory;  // of its storage
     bool dense;
   };
 
