@@ -88,7 +88,7 @@ Optimizer::Impl::Impl(OptimizerOptions o, bool h) : options(std::move(o)), handl
 
 void Optimizer::Impl::retire() {
   for (auto& record : records)
-    if (record) record->serve(nullptr);
+    if (record) record->retire();
 }
 
 void Optimizer::Impl::serve() {

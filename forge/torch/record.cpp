@@ -111,7 +111,6 @@ Record::~Record() {
 void Record::serve(std::function<void()> backward_done) {
   std::scoped_lock lock(ledger_->gradients_in_use);
   backward_done_ = std::move(backward_done);
-  served_ = backward_done_ != nullptr;
 }
 
 std::shared_ptr<Gradient> Record::new_gradient() const {
@@ -306,11 +305,12 @@ void Record::count_ordinary(const char* reason) {
 
 std::vector<at::Tensor> Record::uses_done(std::vector<at::Tensor> arrived) {
   Access access(*this);
+  itself_.reset();  // who called keeps this
   if (arrived.empty() || is_asked_for()) return arrived;
   at::Tensor& grad = arrived[0];
   note_arrival(grad);
   if (in_backward()) {
-    if (own_ && !served_) release();  // the optimizer went while this backward was recording
+    if (!served_) hand_over();
     // What others wait for stays until step(); and the optimizer made last applies it.
     if (!own_ || find_record(parameter_).get() != this || !served_ || has_hooks()) return arrived;
     update_now(std::exchange(grad, at::Tensor()));
@@ -389,13 +389,24 @@ void Record::spend() {
   parameter_.mutable_grad() = spent_handle_;
 }
 
+void Record::retire() {
+  std::scoped_lock lock(ledger_->gradients_in_use);
+  backward_done_ = nullptr;
+  served_ = false;
+  if (in_backward() && own_ && !own_->empty()) itself_ = shared_from_this();
+}
+
 void Record::release() {
   std::scoped_lock lock(ledger_->gradients_in_use);
-  if (!own_) return;
   // What was applied says nothing to who goes on without this optimizer, and autograd would add to it.
   bool spent = spent_handle_.defined() && parameter_.grad().is_same(spent_handle_);
   if (spent) parameter_.mutable_grad() = at::Tensor();
-  if (own_->empty()) return;
+  hand_over();
+}
+
+// in_backward: the terms become .grad, an ordinary one.
+void Record::hand_over() {
+  if (!in_backward() || !own_ || own_->empty()) return;
   absorb_grad();
   at::Tensor grad = own_->materialize(parameter_.scalar_type());
   own_->clear();

@@ -41,8 +41,11 @@ class Record : public std::enable_shared_from_this<Record> {
   static std::shared_ptr<Record> make(const at::Tensor& parameter, const Settings& settings,
                                       std::shared_ptr<Ledger> ledger, std::function<void()> backward_done);
   ~Record();
-  // Another `backward_done`. None: the optimizer goes, and uses are recorded no more.
+  // Another `backward_done`.
   void serve(std::function<void()> backward_done);
+  // The optimizer goes: uses are recorded no more, and what a backward pass has recorded becomes .grad when it is done
+  // with the parameter.
+  void retire();
 
   const at::Tensor& parameter() const { return parameter_; }
   bool in_backward() const { return settings_.schedule == Schedule::in_backward; }
@@ -114,6 +117,7 @@ class Record : public std::enable_shared_from_this<Record> {
   void check_not_awaited() const;
   bool has_hooks() const;
   bool is_asked_for() const;
+  void hand_over();
   void note_grad_bytes(const at::Tensor& ordinary);
 
   at::Tensor parameter_;
@@ -132,6 +136,7 @@ class Record : public std::enable_shared_from_this<Record> {
   std::map<std::string, std::int64_t> ordinary_;
   std::int64_t grad_bytes_ = 0;
   std::function<void()> backward_done_;
+  std::shared_ptr<Record> itself_;  // once retired with terms: until the backward pass is done
 };
 
 // False where no optimizer holds any parameter.

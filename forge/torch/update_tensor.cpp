@@ -126,14 +126,15 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
 }
 
 void try_memory(const at::Tensor& weight, const RuleStep& rule) {
-  at::Tensor whole, directions, grams;
+  at::Tensor whole;
   if (!weight.is_non_overlapping_and_dense()) whole = at::empty(weight.sizes(), weight.options());
   if (!rule.rule().orthogonalized) return;
   ScopedPurpose purpose(Purpose::direction);
   const auto [out, in] = matrix_shape(weight);
   auto fp32 = at::TensorOptions(at::kFloat).device(weight.device());
-  directions = at::empty({2, out, in}, fp32);
-  grams = at::empty({2, std::min(out, in), std::min(out, in)}, fp32);
+  const std::int64_t shorter = std::min(out, in);
+  const std::array at_once = {at::empty({out, in}, fp32), at::empty({out, in}, fp32),
+                              at::empty({shorter, shorter}, fp32), at::empty({shorter, shorter}, fp32)};
 }
 
 }  // namespace forge

@@ -108,7 +108,7 @@ struct HostedImpl final : Optimizer::Impl {
     if (!record) return;
     py::gil_scoped_release nobody_waits_with_it;
     record->release();
-    record->serve(nullptr);
+    record->retire();
   }
 
   static std::optional<std::size_t> place_of(const std::vector<Entry>& entries, const py::object& parameter) {
