@@ -125,9 +125,14 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
   for (const StoredTensor& moment : moments) bump(moment);
 }
 
+// What libraries below take for themselves: MKL's packed panels are 2 to 4 MiB a thread.
+constexpr std::int64_t kSlack = std::int64_t{16} << 20;
+
 void try_memory(const at::Tensor& weight, const RuleStep& rule) {
-  at::Tensor whole;
-  if (!weight.is_non_overlapping_and_dense()) whole = at::empty(weight.sizes(), weight.options());
+  bool has_gaps = !weight.is_non_overlapping_and_dense();
+  if (!has_memory(weight) || (!has_gaps && !rule.rule().orthogonalized)) return;
+  at::Tensor slack = at::empty({kSlack}, at::kByte), whole;
+  if (has_gaps) whole = at::empty(weight.sizes(), weight.options());
   if (!rule.rule().orthogonalized) return;
   ScopedPurpose purpose(Purpose::direction);
   const auto [out, in] = matrix_shape(weight);

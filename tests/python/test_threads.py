@@ -111,7 +111,7 @@ def optimizers_step_in_threads_of_their_own():
     expected = copy.deepcopy(models)
 
     def train(model, optimizer):
-        for i in range(100):
+        for i in range(40):
             optimizer.zero_grad()
             model(rows(i)).square().mean().backward()
             optimizer.step()
@@ -130,7 +130,7 @@ def gradients_are_read_while_others_run_backward():
 
     def backward():
         try:
-            for i in range(200):
+            for i in range(60):
                 model(rows(i)).square().mean().backward()
         finally:
             running[0] -= 1
@@ -158,7 +158,7 @@ def gradients_are_read_while_others_run_backward():
     readers.append(lambda g: (forge.report(optimizer), optimizer.state_dict(), optimizer.reset_peak_memory()))
     together(backward, backward, *map(reading, readers))
     expected = copy.deepcopy(model)
-    for i in (*range(200), *range(200)):
+    for i in (*range(60), *range(60)):
         expected(rows(i)).square().mean().backward()
     for layer, reference in zip(model, expected, strict=True):
         torch.testing.assert_close(layer.weight.grad.dense(), reference.weight.grad, rtol=1e-4, atol=1e-5)
@@ -169,18 +169,18 @@ def a_gradient_is_multiplied_out_while_others_add_to_it():
     optimizer = forge.SGD(model, lr=0.1)
 
     def backward():
-        for i in range(100):
+        for i in range(40):
             model(rows(i)).square().mean().backward()
 
     def read():
-        for _ in range(100):
+        for _ in range(40):
             for layer in model:
                 if layer.weight.grad is not None:
                     (layer.weight.grad + 1).sum().item()
 
     together(backward, backward, read)
     expected = copy.deepcopy(model)
-    for i in (*range(100), *range(100)):
+    for i in (*range(40), *range(40)):
         expected(rows(i)).square().mean().backward()
     for layer, reference in zip(model, expected, strict=True):
         torch.testing.assert_close(layer.weight.grad.dense(), reference.weight.grad, rtol=1e-4, atol=1e-5)
@@ -192,7 +192,7 @@ def one_thread_steps_while_another_differentiates_other_weights():
     optimizers = [forge.AdamW(model[0], 1e-3), forge.AdamW(model[1], 1e-3, schedule="in_backward")]
 
     def train(layer, optimizer):
-        for i in range(200):
+        for i in range(60):
             optimizer.zero_grad()
             layer(rows(i)).square().mean().backward()
             optimizer.step()
@@ -211,7 +211,7 @@ def optimizers_are_collected_while_others_run_backward():
 
     def backward():
         try:
-            for i in range(200):
+            for i in range(60):
                 model(rows(i)).square().mean().backward()
         finally:
             running[0] -= 1
@@ -230,7 +230,7 @@ def optimizers_are_collected_while_others_run_backward():
 
 
 def an_optimizer_that_updates_in_backward_is_dropped_by_another_thread():
-    for _ in range(150):
+    for _ in range(50):
         model = layers(8, 8)
         kept = [forge.AdamW(model, schedule="in_backward")]
         loss = model(rows(0, 8)).sum()
