@@ -173,10 +173,7 @@ void Gradient::append(const Term& term, at::ArrayRef<at::Tensor> behind) {
 }
 
 void Gradient::hold(const at::Tensor& t, bool dense) {
-  // A name of our own for the memory: the user's may get other memory by `.data =`.
-  c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  at::Tensor ours(impl->shallow_copy_and_detach(impl->version_counter(), false));
-  kept_.push_back({std::move(ours), version_of(t), memory_of(t), dense});
+  kept_.push_back({another_name(t), version_of(t), memory_of(t), dense});
   held_.hold(t);
   if (dense)
     ledger_->add_dense(sizes_.size() == 2, static_cast<std::int64_t>(t.nbytes()));

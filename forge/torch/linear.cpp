@@ -30,7 +30,7 @@ class MemoryThen {
   explicit MemoryThen(const at::Tensor& W) {
     if (!W.is_leaf()) return;
     parameter_ = W.unsafeGetTensorImpl();
-    memory_ = at::Tensor(parameter_->shallow_copy_and_detach(parameter_->version_counter(), false));
+    memory_ = another_name(W);
   }
   const at::Tensor& of(const at::Tensor& unpacked) const {
     bool same = unpacked.defined() && unpacked.unsafeGetTensorImpl() == parameter_;

@@ -1,6 +1,7 @@
 #include "forge/torch/matrix_view.h"
 
 #include <ATen/ops/empty_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -63,6 +64,12 @@ Shape matrix_shape(at::IntArrayRef sizes) {
 }
 
 bool has_memory(const at::Tensor& t) { return !t.is_meta() && !t.key_set().has(c10::DispatchKey::Python); }
+
+at::Tensor another_name(const at::Tensor& t) {
+  c10::impl::ExcludeDispatchKeyGuard no_modes(c10::python_ks);
+  c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  return at::Tensor(impl->shallow_copy_and_detach(impl->version_counter(), /*allow_tensor_metadata_change=*/false));
+}
 
 Shape matrix_shape(const at::Tensor& t) {
   bool in_rows = t.is_contiguous() || !t.is_non_overlapping_and_dense();

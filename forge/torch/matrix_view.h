@@ -29,6 +29,10 @@ void check_stored_type(const char* who, const char* what, const at::Tensor& t);
 // False for tensors that have a shape and no numbers: on the device meta, or made under FakeTensorMode.
 bool has_memory(const at::Tensor& t);
 
+// Another name for t's memory as it is now, with t's version counter: who gives t other memory (.data) leaves it alone.
+// Past the dispatcher, and past modes, which would see a detach().
+at::Tensor another_name(const at::Tensor& t);
+
 // A parameter's shape as kernels see it: what is not a matrix is one row.
 struct Shape {
   std::int64_t out, in;

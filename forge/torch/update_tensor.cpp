@@ -1,6 +1,7 @@
 #include "forge/torch/update_tensor.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <array>
@@ -126,12 +127,13 @@ void update_tensor(const StoredTensor& weight, const Noise& noise, at::ArrayRef<
 }
 
 // What libraries below take for themselves: MKL's packed panels are 2 to 4 MiB a thread.
-constexpr std::int64_t kSlack = std::int64_t{16} << 20;
+constexpr std::size_t kSlack = std::size_t{16} << 20;
 
 void try_memory(const at::Tensor& weight, const RuleStep& rule) {
   bool has_gaps = !weight.is_non_overlapping_and_dense();
   if (!has_memory(weight) || (!has_gaps && !rule.rule().orthogonalized)) return;
-  at::Tensor slack = at::empty({kSlack}, at::kByte), whole;
+  at::Tensor whole;
+  const at::DataPtr slack = c10::GetDefaultCPUAllocator()->allocate(kSlack);  // which nobody counts
   if (has_gaps) whole = at::empty(weight.sizes(), weight.options());
   if (!rule.rule().orthogonalized) return;
   ScopedPurpose purpose(Purpose::direction);
