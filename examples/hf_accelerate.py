@@ -22,7 +22,7 @@ windows = text.unfold(0, SEQUENCE, 1)[: STEPS * ACCUMULATE * BATCH]
 loader = DataLoader(windows, batch_size=BATCH, shuffle=True)
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
-optimizer = forge.AdamW(model, lr=3e-3, weight_decay=0.1)  # was: torch.optim.AdamW(model.parameters(), ...)
+optimizer = forge.AdamW(model, lr=3e-3, weight_decay=0.1, verbose=True)  # was: torch.optim.AdamW(…)
 scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=STEPS)
 model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
 

@@ -36,7 +36,8 @@ def trainer(folder, **changes):
         disable_tqdm=True,
         report_to="none",
     )
-    return Trainer(model, args, train_dataset=data, optimizer_cls_and_kwargs=forge.hf.optimizer(model, args), **changes)
+    chosen = forge.hf.optimizer(model, args, verbose=True)
+    return Trainer(model, args, train_dataset=data, optimizer_cls_and_kwargs=chosen, **changes)
 
 
 with tempfile.TemporaryDirectory() as folder:

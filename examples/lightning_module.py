@@ -33,7 +33,7 @@ class NextByte(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = forge.AdamW(self, lr=3e-3, weight_decay=0.1)  # was: torch.optim.AdamW(self.parameters(), ...)
+        optimizer = forge.AdamW(self, lr=3e-3, weight_decay=0.1, verbose=True)  # was: torch.optim.AdamW(…)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

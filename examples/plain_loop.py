@@ -20,7 +20,7 @@ model = nn.Sequential(
     nn.LayerNorm(4 * WIDTH),
     nn.Linear(4 * WIDTH, 256),
 )
-optimizer = forge.AdamW(model, lr=3e-3, weight_decay=0.1)  # was: torch.optim.AdamW(model.parameters(), ...)
+optimizer = forge.AdamW(model, lr=3e-3, weight_decay=0.1, verbose=True)  # was: torch.optim.AdamW(…)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 
 text = torch.tensor(list(Path(__file__).read_bytes()))
