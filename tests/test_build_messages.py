@@ -125,7 +125,7 @@ def test_the_commands_hold_for_any_path_of_python(tmp_path, name):
     [
         "sys.path.append('/tmp/pip-build-env-0k1x/overlay/lib/python3.12/site-packages')",
         "sys.prefix = '/tmp/build-env-6_hq'",
-        "sys.prefix = '/root/.cache/uv/builds-v0/.tmpq2Zb'",
+        "sys.prefix = '/home/user/.cache/uv/builds-v0/.tmpq2Zb'",
     ],
     ids=["pip", "build", "uv"],
 )

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -24,9 +25,17 @@ void keep_use(torch::autograd::AutogradContext* ctx, Use use) {
   ctx->saved_data["use"] = c10::IValue::make_capsule(c10::make_intrusive<UseCapsule<Use>>(std::move(use)));
 }
 
+// Lives as long as the node.
 template <class Use>
-Use kept_use(torch::autograd::AutogradContext* ctx) {
+const Use& kept_use(torch::autograd::AutogradContext* ctx) {
   return c10::static_intrusive_pointer_cast<UseCapsule<Use>>(ctx->saved_data["use"].toCapsule())->use;
+}
+
+// To be called in backward. The products of a pass that is differentiated itself are ordinary ones.
+template <class Use>
+void expect_second_derivative(const Use& use) {
+  if (!at::GradMode::is_enabled()) return;
+  if (auto record = use.record.lock()) record->expect_ordinary("differentiated twice (create_graph=True)");
 }
 
 }  // namespace forge

@@ -41,11 +41,8 @@ struct Embedding : torch::autograd::Function<Embedding> {
   }
 
   static at::Tensor weight_gradient(const EmbeddingUse& use, const at::Tensor& dY, const at::Tensor& index) {
-    auto record = use.record.lock();
-    if (record && at::GradMode::is_enabled()) {
-      record->expect_ordinary("differentiated twice (create_graph=True)");
-      record = nullptr;
-    }
+    expect_second_derivative(use);
+    auto record = at::GradMode::is_enabled() ? nullptr : use.record.lock();
     auto rows = [&](const at::Tensor& t) { return t.detach().reshape({index.numel(), t.size(-1)}); };
     auto flat = [&] { return index.detach().reshape({index.numel()}).to(at::kLong); };
     if (record && record->record_rows(flat(), {rows(dY), is_known_elsewhere(dY)}, use.padding_idx)) return {};

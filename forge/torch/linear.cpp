@@ -84,12 +84,6 @@ std::shared_ptr<Record> record_to_write(const LinearUse& use) {
   return nullptr;
 }
 
-// The products of a backward pass that is differentiated itself are ordinary ones, dX's with the weight too.
-void expect_second_derivative(const LinearUse& use) {
-  if (!at::GradMode::is_enabled()) return;
-  if (auto record = use.record.lock()) record->expect_ordinary("differentiated twice (create_graph=True)");
-}
-
 // What arrived from autograd as `grad`, in rows.
 Record::Factor arrived(const at::Tensor& dY, const at::Tensor& grad) {
   return {dY, dY.is_alias_of(grad) && is_known_elsewhere(grad)};
@@ -131,9 +125,9 @@ struct Linear : torch::autograd::Function<Linear> {
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
-    auto use = kept_use<LinearUse>(ctx);
+    const auto& use = kept_use<LinearUse>(ctx);
     const at::Tensor &x = saved[0], &W = use.W.of(saved[1]);
-    expect_second_derivative(use);
+    expect_second_derivative(use);  // also where only dX is wanted, which is a product with the weight
     at::Tensor dY = as_tokens(grads[0]), dX, dW, db;
     if (ctx->needs_input_grad(0)) dX = input_gradient(dY, W, x.sizes());
     if (ctx->needs_input_grad(1)) dW = weight_gradient(use, arrived(dY, grads[0]), {as_tokens(x), use.x.may_change(x)});
@@ -159,7 +153,7 @@ struct LinearOfColumns : torch::autograd::Function<LinearOfColumns> {
 
   static std::vector<at::Tensor> backward(AutogradContext* ctx, const std::vector<at::Tensor>& grads) {
     auto saved = ctx->get_saved_variables();
-    auto use = kept_use<LinearUse>(ctx);
+    const auto& use = kept_use<LinearUse>(ctx);
     const at::Tensor &X = saved[0], &W = use.W.of(saved[1]), &dY = grads[0];
     expect_second_derivative(use);
     auto tokens = [](const at::Tensor& columns) { return as_tokens(columns.transpose(-1, -2)); };

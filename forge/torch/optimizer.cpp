@@ -112,8 +112,10 @@ void Optimizer::Impl::hold(const at::Tensor& parameter, const std::string& name,
           " is given twice");
   auto update_it = [this, i = state.size()] { update(i); };
   Record::Settings settings{options.schedule, options.collapse, options.exact, handles};
-  if (!record) record = Record::make(parameter, settings, ledger, update_it);
-  record->serve(update_it);
+  if (record)
+    record->serve(update_it);
+  else
+    record = Record::make(parameter, settings, ledger, update_it);
   records.push_back(std::move(record));
   state.push_back({.parameter = parameter, .low = {}, .moments = {}, .progress = {}});
   state_formats.push_back(state_format);

@@ -63,8 +63,7 @@ struct HostedImpl final : Optimizer::Impl {
             }};
   }
 
-  // ---- The host's groups are followed: all parameters are added anew, and those that are known go on as they were
-  // ----
+  // ---- Following the host's groups: all parameters are added anew; those that are known go on as they were ----
 
   // What this knew before.
   struct Held {

@@ -8,6 +8,7 @@ model itself, which is then fused (``forge_optim.fuse``).
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain, takewhile
 from typing import Any, Literal
@@ -162,20 +163,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         names = noise["names"]
         if len(names) != len(group["params"]):  # a new group, or somebody has put parameters in or taken some out
             names = self._parameter_names(group)
+        used = set(self._noise_of.values())
         for parameter, name in zip(group["params"], names, strict=True):
             if parameter not in self._noise_of:
-                self._noise_of[parameter] = self._unused(name)
+                self._noise_of[parameter] = _unused(name, used)
+                used.add(self._noise_of[parameter])
         names = [self._noise_of[parameter] for parameter in group["params"]]
         if names != noise["names"]:  # of its own: copies of a group share what is in it
             group["noise"] = {"mapping": _NOISE_MAPPING, "names": names}
         return names
-
-    def _unused(self, name: str) -> str:
-        """This name or, where it is a place that another parameter's noise is keyed by, a later one."""
-        used = set(self._noise_of.values())
-        while name in used and name.isdigit():
-            name = str(int(name) + 1)
-        return name
 
     @property
     def _counts_rounding(self) -> bool:
@@ -192,6 +188,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The name of each parameter or, where it is not known, its place among those of all groups."""
         before = sum(len(g["params"]) for g in takewhile(lambda g: g is not group, self.param_groups))
         return [_canonical(self._names.get(p) or str(place)) for place, p in enumerate(group["params"], start=before)]
+
+    def _names_of_all(self) -> list[str]:
+        """For users. Two models may have a parameter of one name: then the place tells them apart."""
+        names = [name for group in self.param_groups for name in self._parameter_names(group)]
+        times = Counter(names)
+        return [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
 
     @torch._disable_dynamo
     @torch.no_grad()
@@ -233,7 +235,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._warn_of(by_reason)
 
     def _warn_of(self, by_reason: dict[str, list[int]]) -> None:
-        names_of = [name for group in self.param_groups for name in self._parameter_names(group)]
+        names_of = self._names_of_all()
         for reason, places in by_reason.items():
             first, more = names_of[places[0]], len(places) - 1
             which = f"{first} and {more} more" if more else first
@@ -286,6 +288,13 @@ class FusedOptimizer(torch.optim.Optimizer):
     def reset_peak_memory(self) -> None:
         """The peaks in ``forge_optim.report`` start again from now."""
         self._engine.reset_peak_memory()
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """This name or, where it is a place that another parameter's noise is keyed by, a later one."""
+    while name in used and name.isdigit():
+        name = str(int(name) + 1)
+    return name
 
 
 def _signature(cls: type[FusedOptimizer]) -> inspect.Signature:

@@ -91,7 +91,7 @@ def report(optimizer: FusedOptimizer) -> Report:
     optimizer._follow()
     engine = optimizer._engine
     now, peak, stored = engine.memory(), engine.peak_memory(), engine.ordinary_gradients()
-    names, not_finite = _names(optimizer), engine.not_finite()
+    names, not_finite = optimizer._names_of_all(), engine.not_finite()
     reasons = Counter(engine.collapses())
     for of_one in stored:
         reasons[of_one.reason] += of_one.times
@@ -110,16 +110,9 @@ def report(optimizer: FusedOptimizer) -> Report:
     )
 
 
-def _names(optimizer: FusedOptimizer) -> list[str]:
-    names = [name for group in optimizer.param_groups for name in optimizer._parameter_names(group)]
-    times = Counter(names)
-    # Two models may have a parameter of one name: then the place tells them apart.
-    return [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
-
-
 def _rounding(optimizer: FusedOptimizer) -> Rounding:
     counted = optimizer._engine.rounding()
-    names = _names(optimizer)
+    names = optimizer._names_of_all()
     parameters: dict[str, dict[str, RoundingCount]] = {}
     for place, matrix, count in counted["matrices"]:
         parameters.setdefault(names[place], {})[matrix] = RoundingCount(*count)

@@ -123,10 +123,8 @@ def optimizers_step_in_threads_of_their_own():
         assert_same_weights(model, reference)
 
 
-def gradients_are_read_while_others_run_backward():
-    model = layers()
-    optimizer = forge.AdamW(model)
-    running = [2]
+def backward_passes(model, running):
+    """A thread of them, of which running[0] are at work."""
 
     def backward():
         try:
@@ -134,6 +132,15 @@ def gradients_are_read_while_others_run_backward():
                 model(rows(i)).square().mean().backward()
         finally:
             running[0] -= 1
+
+    return backward
+
+
+def gradients_are_read_while_others_run_backward():
+    model = layers()
+    optimizer = forge.AdamW(model)
+    running = [2]
+    backward = backward_passes(model, running)
 
     def reading(read):
         def until_done():
@@ -208,13 +215,7 @@ def optimizers_are_collected_while_others_run_backward():
     model = layers()
     optimizer = forge.AdamW(model)
     running = [2]
-
-    def backward():
-        try:
-            for i in range(60):
-                model(rows(i)).square().mean().backward()
-        finally:
-            running[0] -= 1
+    backward = backward_passes(model, running)
 
     def churn():
         while running[0]:
